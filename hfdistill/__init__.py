@@ -1,0 +1,46 @@
+"""Knowledge distillation for Hugging Face models.
+
+A student, a teacher, and the knowledge that passes between them, inside the Transformers ``Trainer``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from hfdistill._version import __version__ as __version__
+
+# Every public name and the module it lives in. A module is imported when one of its names is first used, so that
+# `import hfdistill` and `hfdistill --help` load neither torch nor transformers.
+_MODULES = {
+    "DistillationConfig": "config",
+    "DistillationTrainer": "trainer",
+    "HfDistillError": "errors",
+    "Logits": "knowledge",
+    "Objective": "objective",
+    "TaskLoss": "objective",
+    "student_from_teacher": "students",
+}
+
+__all__ = sorted(_MODULES)
+
+if TYPE_CHECKING:
+    from hfdistill.config import DistillationConfig as DistillationConfig
+    from hfdistill.errors import HfDistillError as HfDistillError
+    from hfdistill.knowledge import Logits as Logits
+    from hfdistill.objective import Objective as Objective
+    from hfdistill.objective import TaskLoss as TaskLoss
+    from hfdistill.students import student_from_teacher as student_from_teacher
+    from hfdistill.trainer import DistillationTrainer as DistillationTrainer
+else:
+    # Hidden from type checkers, which would otherwise let every misspelt name through.
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
