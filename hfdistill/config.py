@@ -1,0 +1,49 @@
+"""The arguments of a distillation: TrainingArguments and a few of our own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hfdistill.errors import HfDistillError
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    """TrainingArguments with the knobs of the default objective and of loading models by name.
+
+    `alpha` is the share of the teacher, in [0, 1]: the total is `(1 - alpha) * task + alpha * T^2 * KL`. `temperature`
+    is T > 0. Both are ignored when the trainer is given an `objective`. Errors: HfDistillError for values outside.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "teacher_model_init_kwargs"]
+
+    temperature: float = field(default=2.0, metadata={"help": "Softening of both distributions; T > 0."})
+    alpha: float = field(default=0.5, metadata={"help": "Share of the teacher in the loss, 0 to 1; 0 is plain training."})
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the teacher, where the trainer is given none."}
+    )
+    teacher_model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub."}
+    )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained for a teacher given by name, such as dtype."}
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained for a student given by name."}
+    )
+    input_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns with the raw image or text that teacher_processing_class reads; found by type if None."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check our own fields, then let Transformers check its own."""
+        if not 0 <= self.alpha <= 1:
+            raise HfDistillError(f"alpha is {self.alpha}; expected the teacher's share of the loss, from 0 to 1.")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise HfDistillError(f"temperature is {self.temperature}; expected a finite number above 0, such as 2.")
+        super().__post_init__()

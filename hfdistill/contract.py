@@ -1,0 +1,232 @@
+"""The contract between two models, checked before the first step: each check raises one error that says what to change."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import is_peft_available
+
+from hfdistill.errors import HfDistillError
+
+GENERIC_NAME = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ClassAlignment:
+    """How the teacher's classes map to the student's.
+
+    `columns[i]` is the teacher's index of the student's class i, or None where the orders agree; `notice` tells what was
+    repaired or could not be verified, or is empty.
+    """
+
+    columns: tuple[int, ...] | None
+    notice: str
+
+    def tensor(self) -> torch.Tensor | None:
+        """The columns as an index tensor."""
+        return None if self.columns is None else torch.tensor(self.columns)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The Transformers model inside a PEFT wrapper; any other module as it is."""
+    if is_peft_available():
+        from peft import PeftModel
+
+        if isinstance(model, PeftModel):
+            return model.get_base_model()  # type: ignore[no-any-return]
+    return model
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """The names of a model's classes in order of index, or None for a module without a Transformers config."""
+    model = bare(model)
+    if not isinstance(model, PreTrainedModel):
+        return None
+    names: Mapping[int, str] = model.config.id2label
+    return [str(names[index]) for index in sorted(names)]
+
+
+def class_count(model: nn.Module) -> int | None:
+    """Number of outputs of a classifier, or None for a module without a Transformers config."""
+    model = bare(model)
+    return int(model.config.num_labels) if isinstance(model, PreTrainedModel) else None
+
+
+def aligned_classes(student: Sequence[str] | None, teacher: Sequence[str] | None) -> ClassAlignment:
+    """Match two label spaces by name.
+
+    The same names in another order are permuted; a teacher with further classes is restricted to the student's;
+    generic names (LABEL_0, 3) are matched by index. Errors: HfDistillError when counts differ without names to go by,
+    when a class of the student is unknown to the teacher, or when the spaces are disjoint.
+    """
+    if student is None or teacher is None:
+        return ClassAlignment(None, "a model has no config with class names, so classes are matched by index")
+    if list(student) == list(teacher):
+        return ClassAlignment(None, "")
+    if _generic(student) or _generic(teacher):
+        if len(student) != len(teacher):
+            raise HfDistillError(
+                f"The student has {len(student)} classes and the teacher {len(teacher)}, without names to match them by; "
+                "expected the same classes. Build the student with num_labels, id2label and label2id of the teacher."
+            )
+        return ClassAlignment(None, "one model has no real class names (LABEL_0, ...), so classes are matched by index")
+    places = {key: index for index, key in enumerate(_keys(teacher))}
+    keys = _keys(student)
+    missing = [name for name, key in zip(student, keys, strict=True) if key not in places]
+    if missing:
+        shared = len(student) - len(missing)
+        what = "no class" if shared == 0 else f"only {shared} of {len(student)} classes"
+        raise HfDistillError(
+            f"Student and teacher share {what} by name: the teacher does not know {_some(missing)}; it knows "
+            f"{_some(list(teacher))}. If the indices do mean the same, give both the same names "
+            "(student.config.id2label = teacher.config.id2label); otherwise take a teacher trained on these classes."
+        )
+    columns = tuple(places[key] for key in keys)
+    if columns == tuple(range(len(teacher))):
+        return ClassAlignment(None, "")
+    if len(columns) == len(teacher):
+        return ClassAlignment(columns, "the teacher has the same classes in another order; its logits are reordered")
+    return ClassAlignment(
+        columns,
+        f"the teacher has {len(teacher) - len(columns)} classes that the student lacks; its logits are restricted to the "
+        f"student's {len(columns)}, so its probabilities are renormalised over them",
+    )
+
+
+def _generic(names: Sequence[str]) -> bool:
+    return all(GENERIC_NAME.fullmatch(name) for name in names)
+
+
+def _keys(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name folded, with its number among equals: ImageNet names two classes 'crane'."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        folded = " ".join(name.casefold().replace("_", " ").split())
+        keys.append((folded, seen[folded]))
+        seen[folded] += 1
+    return keys
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more
+
+
+def check_distinct(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a teacher that is the student, or that shares a trainable parameter with it: freezing one freezes both."""
+    if student is teacher:
+        raise HfDistillError("Student and teacher are the same object; pass copy.deepcopy(model) as the teacher.")
+    trainable = {id(parameter): name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    for name, parameter in teacher.named_parameters():
+        if id(parameter) in trainable:
+            raise HfDistillError(
+                f"The teacher's {name!r} is the student's trainable {trainable[id(parameter)]!r}; expected parameters "
+                "of their own. Copy the teacher (copy.deepcopy) before building the student from its layers."
+            )
+
+
+def fresh_parameters(model: nn.Module) -> list[str]:
+    """Names of parameters that `from_pretrained` found in no checkpoint and that nobody has trained since.
+
+    Transformers 5 marks every loaded parameter (`_is_hf_initialized`) and leaves new ones unmarked; a tensor's version
+    counts its in-place changes, one for the initialisation and more as soon as an optimizer has stepped. A model built
+    from a config alone carries no marks, so nothing can be told of it and nothing is reported.
+    """
+    parameters = list(model.named_parameters())
+    loaded = [name for name, parameter in parameters if "_is_hf_initialized" in vars(parameter)]
+    if not loaded:
+        return []
+    known = set(loaded)
+    return [name for name, parameter in parameters if name not in known and parameter._version <= 1]
+
+
+def check_trained(teacher: nn.Module, missing: Sequence[str] = ()) -> None:
+    """Refuse a teacher whose head is freshly initialised: its targets are noise.
+
+    `missing` are names that loading reported. Errors: HfDistillError naming the parameters.
+    """
+    fresh = sorted({*missing, *fresh_parameters(teacher)})
+    if fresh:
+        raise HfDistillError(
+            f"The teacher's {_some(fresh)} came from no checkpoint: its head is freshly initialised and its targets would "
+            "be noise. Fine-tune the teacher first (recipe: teacher.finetune), or name a checkpoint that has this head."
+        )
+
+
+def check_same_problem(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse two heads whose configs name different kinds of problem."""
+    student, teacher = bare(student), bare(teacher)
+    if not (isinstance(student, PreTrainedModel) and isinstance(teacher, PreTrainedModel)):
+        return
+    ours, theirs = student.config.problem_type, teacher.config.problem_type
+    if ours is not None and theirs is not None and ours != theirs:
+        raise HfDistillError(
+            f"The student's problem_type is {ours!r} and the teacher's {theirs!r}; expected the same task. Set the "
+            "student's config.problem_type, or take a teacher trained for this task."
+        )
+
+
+def input_differences(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """What the configs of two models say against feeding both the same tensors: vocabulary, channels, fixed sizes."""
+    student, teacher = bare(student), bare(teacher)
+    if not (isinstance(student, PreTrainedModel) and isinstance(teacher, PreTrainedModel)):
+        return []
+    differences = []
+    ours, theirs = student.config.to_dict(), teacher.config.to_dict()
+    if student.main_input_name != teacher.main_input_name:
+        differences.append(f"input {student.main_input_name!r} against {teacher.main_input_name!r}")
+    for key, what in (("vocab_size", "vocabulary"), ("num_channels", "channels")):
+        if ours.get(key) is not None and theirs.get(key) is not None and ours[key] != theirs[key]:
+            differences.append(f"{what} {ours[key]} against {theirs[key]}")
+    vision_transformer = "patch_size" in ours and "patch_size" in theirs
+    if vision_transformer and ours.get("image_size") != theirs.get("image_size"):
+        differences.append(f"image size {ours.get('image_size')} against {theirs.get('image_size')}")
+    return differences
+
+
+IMAGE_SETTINGS = (
+    "do_resize", "size", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
+    "image_std", "do_convert_rgb",
+)  # fmt: skip
+
+
+def processing_differences(student: Any, teacher: Any) -> list[str]:
+    """What two processors do differently to the same example, in words; empty when their outputs are interchangeable."""
+    if isinstance(student, PreTrainedTokenizerBase) and isinstance(teacher, PreTrainedTokenizerBase):
+        return _tokenizer_differences(student, teacher)
+    if isinstance(student, BaseImageProcessor) and isinstance(teacher, BaseImageProcessor):
+        ours, theirs = student.to_dict(), teacher.to_dict()
+        return [
+            f"{setting} {ours.get(setting)} against {theirs.get(setting)}"
+            for setting in IMAGE_SETTINGS
+            if _plain(ours.get(setting)) != _plain(theirs.get(setting))
+        ]
+    return [f"{type(student).__name__} against {type(teacher).__name__}"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: entry for key, entry in value.items() if entry is not None}
+    if isinstance(value, (list, tuple)):
+        return [float(entry) for entry in value]
+    return value or None
+
+
+def _tokenizer_differences(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[str]:
+    differences = []
+    if student.get_vocab() != teacher.get_vocab():
+        differences.append(f"vocabulary of {len(student)} tokens against {len(teacher)}")
+    probe = "Two models, ONE text: it's 3.5 naïve cafés (left/right)?"
+    if not differences and student(probe)["input_ids"] != teacher(probe)["input_ids"]:
+        differences.append("the same text gives different token ids (lower-casing or special tokens)")
+    return differences

@@ -1,0 +1,70 @@
+"""Faults in a batch that no construction check can foresee: NaN teacher logits, labels out of range."""
+
+from __future__ import annotations
+
+import torch
+
+from hfdistill.errors import HfDistillError
+from hfdistill.rows import BatchRows
+
+
+class FaultWatch:
+    """Stops training at the first batch with a fault, and names it.
+
+    On a CPU each batch is looked at as it comes. On an accelerator the look would make the host wait, so the number of
+    the first bad batch is kept there and read when the trainer logs, evaluates or saves; no checkpoint is written after.
+    """
+
+    def __init__(self) -> None:
+        self.first_bad: dict[str, torch.Tensor] = {}
+
+    def teacher_logits(self, logits: torch.Tensor, where: str, step: int) -> None:
+        """Look for NaN and +inf; -inf is how a teacher says that a class is impossible."""
+        peak = logits.detach().amax()
+        bad = torch.isnan(peak) | torch.isposinf(peak)
+        if logits.device.type == "cpu":
+            if bad:
+                rows = (torch.isnan(logits) | torch.isposinf(logits)).flatten(1).any(1).nonzero().flatten().tolist()
+                raise self._teacher_error(f"{where}, rows {rows[:8]} of {len(logits)}")
+            return
+        self._remember("teacher", bad, step)
+
+    def labels(self, rows: BatchRows, classes: int, where: str, step: int) -> None:
+        """Look for class indices outside `[0, classes)` other than -100."""
+        if rows.labels is None:
+            return
+        bad = (rows.labels >= classes).any()
+        if rows.labels.device.type == "cpu":
+            if bad:
+                raise self._label_error(f"label {int(rows.labels.max())} in {where}", classes)
+            return
+        rows.labels.clamp_(max=classes - 1)
+        self._remember("labels", bad, step)
+
+    def check(self) -> None:
+        """Raise what an accelerator remembered; this is where the host waits."""
+        for kind, place in self.first_bad.items():
+            step = int(place.item())
+            if step >= 0 and kind == "teacher":
+                raise self._teacher_error(f"optimizer step {step}")
+            if step >= 0:
+                raise self._label_error(f"a label at optimizer step {step}", None)
+
+    def _remember(self, kind: str, bad: torch.Tensor, step: int) -> None:
+        before = self.first_bad.get(kind, torch.full((), -1, device=bad.device))
+        self.first_bad[kind] = torch.where(bad & (before < 0), step, before)
+
+    @staticmethod
+    def _teacher_error(where: str) -> HfDistillError:
+        return HfDistillError(
+            f"The teacher gave NaN or infinite logits in {where}; training stopped before they reached a checkpoint. Look "
+            "at these examples, or run the teacher in float32 or bfloat16 (teacher_model_init_kwargs={'dtype': ...})."
+        )
+
+    @staticmethod
+    def _label_error(where: str, classes: int | None) -> HfDistillError:
+        expected = "below num_labels" if classes is None else f"from 0 to {classes - 1}"
+        return HfDistillError(
+            f"There is {where}; expected class indices {expected}, or -100 for an unlabelled row. Check the label column "
+            "and the student's num_labels."
+        )

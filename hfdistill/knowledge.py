@@ -1,0 +1,189 @@
+"""Knowledge: what is matched between student and teacher, with a weight and a name. Terms of an objective."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from hfdistill.errors import HfDistillError
+from hfdistill.losses import LOSSES, check_classes, forward_kl
+from hfdistill.rows import BatchRows
+from hfdistill.tasks import Task
+from hfdistill.teachers import Targets
+
+Loss = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What the terms of one micro-batch see: both models' outputs, the rows, the task."""
+
+    logits: torch.Tensor
+    targets: Targets | None
+    rows: BatchRows
+    task: Task
+    label_smoothing: float = 0.0
+
+
+class Term(Protocol):
+    """One weighted, named part of an objective."""
+
+    @property
+    def name(self) -> str:
+        """Name of the part in logs: `loss/<name>`."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Factor of the part in the total."""
+        ...
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether only rows with a label count."""
+        ...
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether targets are needed."""
+        ...
+
+    def values(self, context: StepContext) -> torch.Tensor:
+        """One value a row, `(rows,)`, over all rows; those that do not count hold any finite number."""
+        ...
+
+    def check(self, num_classes: int | None) -> None:
+        """Raise before training if the term is dead for so many classes."""
+        ...
+
+
+class TaskLoss:
+    """The loss against labels, from the student's logits: cross-entropy, binary cross-entropy or squared error.
+
+    Which one follows from the task (`config.problem_type`). It averages over the labelled rows of an optimizer step.
+    """
+
+    name = "task"
+    needs_labels = True
+    needs_teacher = False
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = finite_weight(weight, self.name)
+
+    def __repr__(self) -> str:
+        return f"TaskLoss(weight={self.weight:g})"
+
+    def values(self, context: StepContext) -> torch.Tensor:
+        """One value a row."""
+        logits, labels = context.rows.every(context.logits), context.rows.labels
+        if labels is None:
+            raise HfDistillError("A batch without labels came to TaskLoss.")
+        return context.task.label_loss(logits, labels, context.label_smoothing)
+
+    def check(self, num_classes: int | None) -> None:
+        """Nothing to refuse: the task decides the loss."""
+
+
+class Logits:
+    """What the teacher says: a divergence between the student's and the teacher's logits.
+
+    `loss` is a name in `hfdistill.losses.LOSSES` or any callable `(student, teacher, **options) -> (rows,)`; `options`
+    (`temperature=4.0`, `beta=8.0`, ...) are bound to its signature here, so that a wrong one is an error now. A loss
+    with a parameter `labels` gets the labels and averages over the labelled rows only.
+    Errors: HfDistillError for an unknown loss or option, naming the nearest.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, loss: Loss | str = forward_kl, *, weight: float = 1.0, name: str = "kd", **options: Any) -> None:
+        self.loss = loss_named(loss)
+        self.weight = finite_weight(weight, name)
+        self.name = name
+        self.options = bound_options(self.loss, options)
+        self.needs_labels = "labels" in inspect.signature(self.loss).parameters
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"Logits({loss_name(self.loss)}, weight={self.weight:g}{options})"
+
+    def values(self, context: StepContext) -> torch.Tensor:
+        """One value a row."""
+        if context.targets is None:
+            raise HfDistillError(f"{self!r} needs a teacher; pass teacher_model.")
+        student, teacher = context.rows.every(context.logits), context.rows.every(context.targets.logits)
+        if student.shape != teacher.shape:
+            raise HfDistillError(
+                f"The student gives {student.shape[-1]} logits a row and the teacher {teacher.shape[-1]}; expected the "
+                "same classes. Build the student with num_labels, id2label and label2id of the teacher."
+            )
+        labels = {"labels": context.rows.labels} if self.needs_labels else {}
+        values = self.loss(student, teacher, **labels, **self.options)
+        if values.shape != (context.rows.every.size,):
+            raise HfDistillError(
+                f"The loss {loss_name(self.loss)} gave a tensor of shape {tuple(values.shape)} for "
+                f"{context.rows.every.size} rows; expected one value a row: reduce over classes only."
+            )
+        return values
+
+    def check(self, num_classes: int | None) -> None:
+        """Refuse a loss that is constant for so many classes."""
+        if num_classes is None:
+            return
+        try:
+            check_classes(self.loss, num_classes, standardized=bool(self.options.get("standardized", False)))
+        except ValueError as error:
+            raise HfDistillError(str(error)) from error
+
+
+def loss_named(loss: Loss | str) -> Loss:
+    """The function for a name in `LOSSES`; a function passes through."""
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise HfDistillError(f"There is no loss {loss!r}{nearest(loss, LOSSES)}. Known: {', '.join(sorted(LOSSES))}.")
+    return LOSSES[loss]
+
+
+def loss_name(loss: Loss) -> str:
+    """A readable name of a loss, also of a partial or a callable object."""
+    if isinstance(loss, functools.partial):
+        return loss_name(loss.func)
+    return loss.__name__ if inspect.isroutine(loss) else type(loss).__name__
+
+
+def bound_options(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` checked against the signature of `loss`; the batch's own arguments cannot be options."""
+    parameters = inspect.signature(loss).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(options)
+    allowed = [name for name in list(parameters)[2:] if name != "labels"]
+    for option in options:
+        if option not in allowed:
+            raise HfDistillError(
+                f"The loss {loss_name(loss)} has no option {option!r}{nearest(option, allowed)}. "
+                f"Its options: {', '.join(allowed) or 'none'}."
+            )
+    return dict(options)
+
+
+def nearest(word: str, words: Any) -> str:
+    """A hint at the nearest of `words`, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def finite_weight(weight: float, name: str) -> float:
+    """The weight as a float; raises for what is not a finite number of at least 0."""
+    try:
+        number = float(weight)
+    except (TypeError, ValueError) as error:
+        raise HfDistillError(f"The weight of {name!r} is {weight!r}; expected a number of at least 0.") from error
+    if not 0 <= number < float("inf"):
+        raise HfDistillError(f"The weight of {name!r} is {weight!r}; expected a finite number of at least 0.")
+    return number

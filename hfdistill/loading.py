@@ -1,0 +1,150 @@
+"""Models given by name, and students brought back from checkpoints whole."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForVideoClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from hfdistill.contract import check_trained
+from hfdistill.errors import HfDistillError
+
+AUTO_CLASSES: tuple[Any, ...] = (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForAudioClassification,
+    AutoModelForVideoClassification,
+)
+
+
+def auto_class_of(architecture: str) -> Any:
+    """The auto class that loads an architecture by its class name, such as ViTForImageClassification."""
+    for auto_class in AUTO_CLASSES:
+        names = auto_class._model_mapping._model_mapping.values()
+        flat = {name for entry in names for name in ((entry,) if isinstance(entry, str) else entry)}
+        if architecture in flat:
+            return auto_class
+    raise HfDistillError(
+        f"{architecture} is no classifier; expected an architecture of "
+        f"{', '.join(auto_class.__name__ for auto_class in AUTO_CLASSES)}. A bare or language-model checkpoint has to be "
+        "fine-tuned with a classification head before it can teach."
+    )
+
+
+def load_teacher(name: str, revision: str | None, init_kwargs: Mapping[str, Any] | str | None) -> PreTrainedModel:
+    """A trained classifier from a Hub id or folder.
+
+    Errors: HfDistillError when nothing is found there, when the checkpoint is no classifier, or when its head would be
+    freshly initialised.
+    """
+    options = _as_dict(init_kwargs)
+    if revision is not None:
+        options["revision"] = revision
+    auto_class = auto_class_of(_architecture(name, options, "teacher"))
+    try:
+        model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    except (OSError, ValueError) as error:
+        raise HfDistillError(_not_found(name, "teacher", error)) from error
+    check_trained(model, sorted(info["missing_keys"]))
+    return model  # type: ignore[no-any-return]
+
+
+def load_student(name: str, teacher: nn.Module | None, init_kwargs: Mapping[str, Any] | str | None) -> PreTrainedModel:
+    """A student from a Hub id or folder, with the teacher's kind of head and its classes.
+
+    Without a teacher the checkpoint's own head is kept. A head of another size is replaced by a fresh one.
+    """
+    options = _as_dict(init_kwargs)
+    if isinstance(teacher, PreTrainedModel):
+        auto_class = auto_class_of(type(teacher).__name__)
+        config = teacher.config
+        for key in ("id2label", "label2id", "problem_type"):
+            options.setdefault(key, getattr(config, key))
+        options.setdefault("ignore_mismatched_sizes", True)
+    else:
+        auto_class = auto_class_of(_architecture(name, options, "student"))
+    try:
+        return auto_class.from_pretrained(name, **options)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise HfDistillError(_not_found(name, "student", error)) from error
+
+
+def processing_class_beside(name: str, revision: str | None, like: Any) -> Any:
+    """The processor saved beside a model, of the same kind as `like`; None where there is none."""
+    if isinstance(like, PreTrainedTokenizerBase):
+        auto_class: Any = AutoTokenizer
+    elif isinstance(like, BaseImageProcessor):
+        auto_class = AutoImageProcessor
+    else:
+        return None
+    try:
+        return auto_class.from_pretrained(name, revision=revision)
+    except (OSError, ValueError):
+        return None
+
+
+def restore(model: PreTrainedModel, checkpoint: str) -> None:
+    """Load a checkpoint into a student in place, strictly.
+
+    Transformers 5 saves some families (ViT, DeiT, BEiT, Swin, DINOv2) under legacy names that only `from_pretrained`
+    maps back; Trainer loads the raw file with strict=False and loses those tensors silently
+    (https://github.com/huggingface/transformers/issues/43701, seen in 5.23).
+    """
+    widest = functools.reduce(torch.promote_types, (parameter.dtype for parameter in model.parameters()))
+    saved, info = type(model).from_pretrained(checkpoint, config=model.config, dtype=widest, output_loading_info=True)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
+        raise HfDistillError(
+            f"The checkpoint {checkpoint} lacks {len(missing)} tensors of the student, such as {missing[0]!r}; expected "
+            "one that was saved from this very architecture. Start anew or name the right folder."
+        )
+    model.load_state_dict(saved.state_dict(), strict=True)
+
+
+def has_weights(checkpoint: str) -> bool:
+    """Whether a folder holds a whole model as `save_pretrained` writes it, and not adapters or shards of a strategy."""
+    return any((Path(checkpoint) / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+
+
+def _architecture(name: str, options: Mapping[str, Any], role: str) -> str:
+    hub_options = {key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options}
+    try:
+        config = AutoConfig.from_pretrained(name, **hub_options)
+    except (OSError, ValueError) as error:
+        raise HfDistillError(_not_found(name, role, error)) from error
+    if not config.architectures:
+        raise HfDistillError(
+            f"The config of the {role} {name!r} names no architecture, so its head is unknown; load it yourself with an "
+            "AutoModelFor... class and pass the module."
+        )
+    return str(config.architectures[0])
+
+
+def _not_found(name: str, role: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"The {role} {name!r} could not be loaded: {first} Expected a Hub id that this machine can reach or has cached, "
+        "or a folder written by save_pretrained."
+    )
+
+
+def _as_dict(init_kwargs: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    return dict(json.loads(init_kwargs) if isinstance(init_kwargs, str) else init_kwargs or {})

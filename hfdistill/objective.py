@@ -1,0 +1,78 @@
+"""The objective: a weighted sum of terms, and the only place that divides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hfdistill.errors import HfDistillError
+from hfdistill.knowledge import Logits, StepContext, TaskLoss, Term
+from hfdistill.losses import logit_mse
+from hfdistill.rows import RowCounts
+from hfdistill.tasks import Task
+
+
+class Objective:
+    """A weighted sum of terms; each is a mean over its own rows of the whole optimizer step.
+
+    Because the denominator counts the rows of all micro-batches and ranks, the update does not depend on how a global
+    batch is cut. Names must differ, since they name the parts in the logs.
+    """
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = tuple(terms)
+        names = [term.name for term in self.terms]
+        if not names:
+            raise HfDistillError("An objective without terms came; expected at least one, such as TaskLoss() or Logits().")
+        if len(set(names)) < len(names):
+            raise HfDistillError(f"Terms with the same name came ({', '.join(names)}); give each its own name=.")
+        if not any(term.weight > 0 for term in self.terms):
+            raise HfDistillError("All weights are 0; expected at least one term with a positive weight.")
+
+    def __repr__(self) -> str:
+        return f"Objective([{', '.join(map(repr, self.terms))}])"
+
+    @classmethod
+    def default(cls, task: Task, alpha: float, temperature: float) -> Objective:
+        """`(1 - alpha) * task loss + alpha * T^2 * KL(teacher || student)` (Hinton et al. 2015, section 2).
+
+        `alpha` is the teacher's share. Multi-label heads take the Bernoulli KL; regression takes the squared error
+        between the two outputs, to which no temperature applies.
+        """
+        options = {} if task.default_loss is logit_mse else {"temperature": temperature}
+        return cls([TaskLoss(weight=1 - alpha), Logits(task.default_loss, weight=alpha, **options)])
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term with a positive weight asks for targets."""
+        return any(term.needs_teacher and term.weight > 0 for term in self.terms)
+
+    @property
+    def active(self) -> tuple[Term, ...]:
+        """The terms that are computed: those with a positive weight, and TaskLoss, whose value is reported always."""
+        return tuple(term for term in self.terms if term.weight > 0 or not term.needs_teacher)
+
+    def check(self, num_classes: int | None) -> None:
+        """Refuse, before training, terms that are dead for so many classes."""
+        for term in self.active:
+            term.check(num_classes)
+
+    def __call__(self, context: StepContext, counts: RowCounts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The total, and each term's unweighted part: this micro-batch's share of the step's means."""
+        total = context.logits.new_zeros((), dtype=torch.promote_types(context.logits.dtype, torch.float32))
+        parts: dict[str, torch.Tensor] = {}
+        for term in self.active:
+            if term.needs_labels and context.rows.labels is None:
+                continue
+            rows = context.rows.for_term(term.needs_labels)
+            part = rows.total(term.values(context)) / counts.for_term(term.needs_labels)
+            parts[term.name] = part.detach()
+            if term.weight > 0:
+                total = total + term.weight * part
+        if not any(term.weight > 0 and term.name in parts for term in self.active):
+            raise HfDistillError(
+                f"A batch without labels came, and every term of {self!r} needs them; expected the key 'labels', or a "
+                "term that learns from the teacher alone, such as Logits()."
+            )
+        return total, parts

@@ -1,0 +1,70 @@
+"""Rows: what carries one class distribution, which of them count, and how many there are in an optimizer step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one micro-batch that count for a term.
+
+    Calling it brings a tensor of any leading shape to `(rows, width)`. Rows that do not count keep their place and are
+    masked out of `total`: selecting them would make the host wait for the device in every step.
+    """
+
+    size: int
+    valid: torch.Tensor | None = None
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give `tensor` as `(rows, width)`; raises ValueError if its entries do not divide among the rows."""
+        return tensor.reshape(self.size, -1)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of one value a row, `(rows,)`, over the rows that count."""
+        if self.valid is None:
+            return values.sum()
+        return torch.where(self.valid, values, 0).sum()
+
+    def count(self, device: torch.device) -> torch.Tensor:
+        """How many rows count, as an integer scalar on `device`."""
+        if self.valid is None:
+            return torch.full((), self.size, device=device)
+        return self.valid.sum().to(device)
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """All rows of a micro-batch, those with a label, and labels made safe to index with.
+
+    `labels` is None for a batch without labels; a row without a label holds a harmless 0 there and is not `labelled`.
+    """
+
+    every: Rows
+    labelled: Rows
+    labels: torch.Tensor | None
+
+    def for_term(self, needs_labels: bool) -> Rows:
+        """The rows that a term averages over."""
+        return self.labelled if needs_labels else self.every
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows of one whole optimizer step, over all its micro-batches and ranks: the denominators of the objective."""
+
+    every: torch.Tensor
+    labelled: torch.Tensor
+
+    def for_term(self, needs_labels: bool) -> torch.Tensor:
+        """The number of rows that a term is divided by; at least 1, so that a step without labels gives 0, not NaN."""
+        return (self.labelled if needs_labels else self.every).clamp(min=1)
+
+    @classmethod
+    def of(cls, batches: list[BatchRows], device: torch.device) -> RowCounts:
+        """Count the rows of several micro-batches."""
+        every = [rows.every.count(device) for rows in batches]
+        labelled = [rows.labelled.count(device) for rows in batches]
+        return cls(torch.stack(every).sum(), torch.stack(labelled).sum())

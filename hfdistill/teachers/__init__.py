@@ -1,0 +1,8 @@
+"""Where targets come from: every teacher is a callable `(inputs) -> Targets`, and the objective sees no difference."""
+
+from __future__ import annotations
+
+from hfdistill.teachers.live import LiveTeacher
+from hfdistill.teachers.targets import Targets, Teacher
+
+__all__ = ["LiveTeacher", "Targets", "Teacher"]

@@ -1,0 +1,38 @@
+"""A teacher that is a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfdistill.teachers.targets import Targets
+
+
+class LiveTeacher:
+    """A frozen model, run without gradient and in eval mode.
+
+    It is deliberately no `nn.Module`: held by a trainer beside the student it can enter neither the student's
+    state_dict, nor the optimizer, nor be put in train mode along with the student.
+    `columns` picks and orders the teacher's classes as the student has them; None keeps them as they are.
+    """
+
+    def __init__(self, model: nn.Module, columns: torch.Tensor | None = None) -> None:
+        model.requires_grad_(False)
+        model.eval()
+        self.model = model
+        self.columns = columns
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Any]) -> Targets:
+        """Targets for one batch of the teacher's inputs."""
+        if self.model.training:
+            self.model.eval()
+        logits = self.model(**inputs).logits
+        if self.columns is not None:
+            if self.columns.device != logits.device:
+                self.columns = self.columns.to(logits.device)
+            logits = logits.index_select(-1, self.columns)
+        return Targets(logits)

@@ -1,0 +1,24 @@
+"""What a teacher gives for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's outputs for one batch, in the student's order of classes, without gradient."""
+
+    logits: torch.Tensor
+
+
+class Teacher(Protocol):
+    """Anything that gives targets for a batch of teacher inputs: a live model, an ensemble, a cache."""
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Targets:
+        """Targets for one batch."""
+        ...

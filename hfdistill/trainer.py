@@ -1,0 +1,320 @@
+"""DistillationTrainer: where student, teacher and objective meet the Transformers Trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from hfdistill import contract, loading
+from hfdistill.config import DistillationConfig
+from hfdistill.errors import HfDistillError
+from hfdistill.faults import FaultWatch
+from hfdistill.knowledge import StepContext
+from hfdistill.loading import has_weights, restore
+from hfdistill.objective import Objective
+from hfdistill.parts import PartSums
+from hfdistill.rows import BatchRows, RowCounts
+from hfdistill.tasks import Task, task_for
+from hfdistill.teachers import LiveTeacher, Targets, Teacher
+from hfdistill.views import TEACHER_PREFIX, TwoViewCollator, Views
+
+logger = logging.getLogger(__name__)
+
+
+class DistillationTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose loss is an objective of terms, some of them against a frozen teacher.
+
+    `model` and `teacher_model` are Hub ids, folders or modules whose output has `.logits`. Without `objective` the loss
+    is `(1 - alpha) * task + alpha * T^2 * KL(teacher || student)` with alpha and T of `args`. `teacher_model` may be None
+    only where the objective needs no teacher: that is the control. `teacher_processing_class` gives the teacher its own
+    view of each raw example. All other arguments are Trainer's own.
+
+    The update depends on the global batch only, not on how micro-batches and processes cut it. Rows labelled -100 (class
+    indices) or NaN (floats) learn from the teacher alone. Logs carry each unweighted part as `loss/<term>`, evaluation
+    as `eval_loss/<term>`. Errors: HfDistillError, raised here, for two models that do not fit together.
+    """
+
+    # Both say that our loss is already divided by the whole optimizer step; the second is read by Transformers >= 5.19.
+    model_accepts_loss_kwargs = True
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | str | None = None,
+        args: DistillationConfig | None = None,
+        *,
+        teacher_model: PreTrainedModel | nn.Module | str | None = None,
+        objective: Objective | None = None,
+        teacher_processing_class: Any = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        args = _checked_args(args, trainer_kwargs)
+        teacher, self.teacher_name = _teacher_module(teacher_model, args, objective)
+        if isinstance(model, str):
+            model = loading.load_student(model, teacher, args.model_init_kwargs)
+        super().__init__(model, args, **trainer_kwargs)
+        self.model_accepts_loss_kwargs = True
+        self.task = self._task()
+        if self.args.label_names is None:
+            self.label_names = list(self.task.label_names)
+        self._objective_given = objective
+        self.objective = self._chosen_objective()
+        self.teacher = self._teacher(teacher)
+        self.views = Views(self.model, teacher, self.label_names)
+        self._prepare_two_views(teacher, teacher_processing_class)
+        self.faults = FaultWatch()
+        self.train_parts = self._part_sums()
+        self.eval_parts = self._part_sums()
+
+    # ---- construction --------------------------------------------------------------------------------------------
+
+    def _task(self) -> Task:
+        bare = contract.bare(self.model)
+        problem_type = bare.config.problem_type if isinstance(bare, PreTrainedModel) else None
+        return task_for(problem_type, contract.class_count(bare), _example_label(self.train_dataset))
+
+    def _chosen_objective(self) -> Objective:
+        objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
+        objective.check(contract.class_count(self.model))
+        return objective
+
+    def _teacher(self, teacher: nn.Module | None) -> Teacher | None:
+        if teacher is None:
+            if self.objective.needs_teacher:
+                raise HfDistillError(
+                    f"No teacher came, and {self.objective!r} needs one; pass teacher_model, or "
+                    "objective=Objective([TaskLoss()]) to train without."
+                )
+            return None
+        contract.check_distinct(self.model, teacher)
+        contract.check_trained(teacher)
+        contract.check_same_problem(self.model, teacher)
+        alignment = contract.aligned_classes(contract.class_names(self.model), contract.class_names(teacher))
+        if alignment.notice:
+            logger.warning("Classes: %s.", alignment.notice)
+        prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        return LiveTeacher(prepared, alignment.tensor())
+
+    def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any) -> None:
+        self._reads_raw_columns = False
+        if teacher is None:
+            return
+        if processing_class is None and self.teacher_name is not None:
+            revision = self.args.teacher_model_revision
+            processing_class = loading.processing_class_beside(self.teacher_name, revision, self.processing_class)
+        differences = (
+            contract.processing_differences(self.processing_class, processing_class)
+            if processing_class is not None and self.processing_class is not None
+            else contract.input_differences(self.model, teacher)
+        )
+        if not differences or _has_teacher_columns(self.train_dataset):
+            return
+        if processing_class is None or self.processing_class is None:
+            raise HfDistillError(
+                f"Student and teacher read different inputs ({'; '.join(differences)}). Pass processing_class and "
+                "teacher_processing_class with raw image or text columns, or give the teacher's tensors in columns with "
+                "the prefix 'teacher_'."
+            )
+        logger.info("Teacher and student each get their own view: %s.", "; ".join(differences))
+        self._reads_raw_columns = True
+        self.data_collator = TwoViewCollator(
+            self.data_collator, self.processing_class, processing_class, self.views, self.args.input_columns
+        )
+
+    def _part_sums(self) -> PartSums:
+        terms = self.objective.active
+        names, needs_labels = [term.name for term in terms], [term.needs_labels for term in terms]
+        return PartSums(names, needs_labels, self.args.device)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        self.objective = self._chosen_objective()
+
+    # ---- columns -------------------------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self.views.columns]))
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        return dataset if self._reads_raw_columns else super()._remove_unused_columns(dataset, description)
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        if self._reads_raw_columns:
+            return data_collator
+        return super()._get_collator_with_removed_columns(data_collator, description)
+
+    # ---- the step ------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], RowCounts | None]:
+        """The micro-batches of one optimizer step, and the rows that they hold over all ranks."""
+        batches = list(islice(epoch_iterator, num_batches))
+        if not batches:
+            return batches, None
+        counts = RowCounts.of([self.task.rows(batch) for batch in batches], device)
+        if self.accelerator.num_processes > 1:
+            summed = self.accelerator.reduce(torch.stack([counts.every, counts.labelled]), reduction="sum")
+            counts = RowCounts(summed[0], summed[1])
+        self.train_parts.begin_step(counts, self.accelerator.num_processes)
+        return batches, counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: RowCounts | torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The objective for one micro-batch, divided by the rows of its whole optimizer step."""
+        rows = self.task.rows(inputs)
+        outputs = model(**self.views.student(inputs))
+        targets = self.teacher(self.views.teacher(inputs)) if self.teacher is not None else None
+        self._watch_faults(outputs.logits, targets, rows)
+        context = StepContext(outputs.logits, targets, rows, self.task)
+        if isinstance(num_items_in_batch, RowCounts):
+            total = self._training_total(context, num_items_in_batch)
+        else:
+            total = self._evaluation_total(context)
+        if not isinstance(outputs, dict):
+            outputs = {"logits": outputs.logits}
+        return (total, outputs) if return_outputs else total
+
+    def _training_total(self, context: StepContext, counts: RowCounts) -> torch.Tensor:
+        smoothed = replace(context, label_smoothing=self.args.label_smoothing_factor)
+        total, parts = self.objective(smoothed, counts)
+        self.train_parts.add(parts)
+        # DDP, FSDP and DeepSpeed average gradients over ranks, and the counts are global already.
+        return total * self.accelerator.num_processes
+
+    def _evaluation_total(self, context: StepContext) -> torch.Tensor:
+        counts = RowCounts.of([context.rows], context.logits.device)
+        total, parts = self.objective(context, counts)
+        self.eval_parts.add_means(parts, counts)
+        return total
+
+    def _watch_faults(self, logits: torch.Tensor, targets: Targets | None, rows: BatchRows) -> None:
+        step = self.state.global_step + 1
+        where = f"a batch of optimizer step {step}" if self.model.training else "an evaluation batch"
+        if targets is not None:
+            self.faults.teacher_logits(targets.logits, where, step)
+        if self.task.integer_labels:
+            self.faults.labels(rows, logits.shape[-1], where, step)
+
+    # ---- logs and evaluation -------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as Trainer does, with each term's mean since the last log."""
+        if "loss" in logs:
+            self.faults.check()
+            logs.update(self.train_parts.means(self.accelerator, prefix=""))
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Trainer's loop, with each term's mean over the evaluated rows as `<prefix>_loss/<term>`."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        self.faults.check()
+        output.metrics.update(self.eval_parts.means(self.accelerator, prefix=f"{metric_key_prefix}_"))
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Trainer's step; without labels the student alone predicts."""
+        if all(inputs.get(name) is not None for name in self.label_names):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self.views.student(self._prepare_inputs(inputs)))
+        return None, None if prediction_loss_only else outputs.logits.detach(), None
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.faults.check()
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._restorable and has_weights(resume_from_checkpoint):
+            restore(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if self._restorable and best is not None and has_weights(best):
+            logger.info("Loading the best student from %s (score %s).", best, self.state.best_metric)
+            restore(self.model, best)
+        else:
+            super()._load_best_model()
+
+    @property
+    def _restorable(self) -> bool:
+        return isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+
+def _checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
+    if args is None:
+        args = DistillationConfig(output_dir="tmp_trainer")
+    if not isinstance(args, DistillationConfig):
+        raise HfDistillError(
+            f"args is a {type(args).__name__}; expected a DistillationConfig, which takes the same arguments and adds "
+            "alpha and temperature."
+        )
+    if trainer_kwargs.get("compute_loss_func") is not None:
+        raise HfDistillError(
+            "compute_loss_func came, but the loss of a DistillationTrainer is its objective; pass "
+            "objective=Objective([TaskLoss(), Logits(your_loss)]) instead."
+        )
+    dataset = trainer_kwargs.get("train_dataset")
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise HfDistillError("The train_dataset is empty; expected at least one example. Check splits and filters.")
+    return args
+
+
+def _teacher_module(
+    teacher: nn.Module | str | None, args: DistillationConfig, objective: Objective | None
+) -> tuple[nn.Module | None, str | None]:
+    """The teacher as a module, and its name where it came by name."""
+    if objective is not None and not objective.needs_teacher:
+        return None, None
+    if teacher is None:
+        teacher = args.teacher_model_name_or_path
+    if not isinstance(teacher, str):
+        return teacher, None
+    return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs), teacher
+
+
+def _example_label(dataset: Any) -> Any:
+    """A label of the data set's first example, or None where there is none to look at."""
+    if dataset is None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        return None
+    example = dataset[0]
+    return next((example[key] for key in ("labels", "label", "label_ids") if key in example), None)
+
+
+def _has_teacher_columns(dataset: Any) -> bool:
+    if dataset is None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        return False
+    return any(key.startswith(TEACHER_PREFIX) for key in dataset[0])

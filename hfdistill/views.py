@@ -1,0 +1,145 @@
+"""Views: which part of a batch the student reads, and which the teacher."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from hfdistill.contract import bare
+from hfdistill.errors import HfDistillError
+
+TEACHER_PREFIX = "teacher_"
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+def accepted_names(model: nn.Module) -> list[str]:
+    """Names of the arguments that a model's forward takes; empty for one that takes anything (`*args, **kwargs`)."""
+    parameters = inspect.signature(bare(model).forward).parameters.values()
+    return [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+
+
+class Views:
+    """Splits a batch: keys with the prefix `teacher_` are the teacher's own view of the examples.
+
+    Without such keys the teacher reads the same tensors as the student, each model those that its forward names.
+    Labels go to neither: the loss is computed from logits.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, label_names: Sequence[str]) -> None:
+        self.student_names = accepted_names(student)
+        self.teacher_names = [] if teacher is None else accepted_names(teacher)
+        self.label_names = tuple(label_names)
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that either model may read."""
+        own = [TEACHER_PREFIX + name for name in self.teacher_names]
+        return [*self.student_names, *self.teacher_names, *own]
+
+    def student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The student's inputs."""
+        plain = {key: value for key, value in batch.items() if not key.startswith(TEACHER_PREFIX)}
+        return self._chosen(plain, self.student_names, "student")
+
+    def teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The teacher's inputs."""
+        own = {
+            key.removeprefix(TEACHER_PREFIX): value for key, value in batch.items() if key.startswith(TEACHER_PREFIX)
+        }
+        return self._chosen(own or batch, self.teacher_names, "teacher")
+
+    def _chosen(self, batch: Mapping[str, Any], names: Sequence[str], role: str) -> dict[str, Any]:
+        keys = [key for key in batch if key not in self.label_names and (not names or key in names)]
+        if not keys:
+            raise HfDistillError(
+                f"No column of the batch ({', '.join(batch)}) is an input of the {role} ({', '.join(names)}); rename the "
+                "columns, or set remove_unused_columns=False if a transform makes them."
+            )
+        return {key: batch[key] for key in keys}
+
+
+class TwoViewCollator:
+    """Makes both models' tensors from raw examples: one image or text, seen through two processors.
+
+    The student's tensors are made too where the examples do not hold them already. Raw columns are those in `columns`,
+    or else every column that holds a string or a PIL image; two text columns are a pair, in the order of the columns.
+    """
+
+    def __init__(
+        self,
+        collator: Collator,
+        student_processing_class: Any,
+        teacher_processing_class: Any,
+        views: Views,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        self.collator = collator
+        self.student_processing_class = student_processing_class
+        self.teacher_processing_class = teacher_processing_class
+        self.views = views
+        self.columns = columns
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        raw = self._raw_columns(examples[0])
+        keep = {*self.views.columns, *self.views.label_names, "label", "label_ids"} - set(raw)
+        rest = [{key: value for key, value in example.items() if key in keep} for example in examples]
+        has_inputs = any(key in self.views.student_names for key in rest[0])
+        if has_inputs:
+            batch = dict(self.collator(rest))
+        else:
+            batch = dict(processed(self.student_processing_class, examples, raw))
+            batch.update(_labels(rest))
+        own = processed(self.teacher_processing_class, examples, raw)
+        batch.update({TEACHER_PREFIX + key: value for key, value in own.items()})
+        return batch
+
+    def _raw_columns(self, example: Mapping[str, Any]) -> list[str]:
+        if self.columns is not None:
+            missing = [column for column in self.columns if column not in example]
+            if missing:
+                raise HfDistillError(
+                    f"input_columns names {missing[0]!r}; the examples have {', '.join(example)}. With a transform, set "
+                    "remove_unused_columns=False and let it keep the raw column."
+                )
+            return list(self.columns)
+        found = [key for key, value in example.items() if isinstance(value, str) or _is_image(value)]
+        if not found:
+            raise HfDistillError(
+                f"teacher_processing_class needs the raw image or text, and the examples hold only {', '.join(example)}; "
+                f"keep the raw column, or give the teacher's tensors in columns with the prefix {TEACHER_PREFIX!r}."
+            )
+        return found
+
+
+def processed(processing_class: Any, examples: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> BatchFeature:
+    """One padded batch of tensors from raw columns."""
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        texts = [[str(example[column]) for example in examples] for column in columns]
+        return processing_class(*texts, padding=True, truncation=True, return_tensors="pt")
+    if isinstance(processing_class, BaseImageProcessor):
+        images = [example[columns[0]] for example in examples]
+        return processing_class(images, return_tensors="pt")
+    raise HfDistillError(
+        f"A processor of type {type(processing_class).__name__} came; expected a tokenizer or an image processor. For "
+        f"other inputs give the teacher's tensors in columns with the prefix {TEACHER_PREFIX!r}."
+    )
+
+
+def _labels(examples: Iterable[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    rows = list(examples)
+    for key in ("labels", "label", "label_ids"):
+        if key in rows[0]:
+            return {"labels": torch.stack([torch.as_tensor(row[key]) for row in rows])}
+    return {}
+
+
+def _is_image(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "PIL"
