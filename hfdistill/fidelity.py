@@ -1,4 +1,4 @@
-"""Fidelity: how far the student follows its teacher, where each is right, and how well their confidence is calibrated."""
+"""Fidelity: how far the student follows its teacher, where each is right, and how far to trust their confidence."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How sure a number is: 95 % intervals over the test examples of one run, and over the seeds of several.
 
 One trained model is uncertain because the test set is a sample: Wilson's interval for an accuracy, the bootstrap over
-examples for other metrics. Several seeds show how much training itself varies: Student's t with n - 1 degrees of freedom.
-Differences are paired: the same examples, or the same seeds.
+examples for other metrics. Several seeds show how much training itself varies: Student's t with n - 1 degrees of
+freedom. Differences are paired: the same examples, or the same seeds.
 """
 
 from __future__ import annotations

@@ -1,0 +1,273 @@
+"""The comparison at the end of a run: did distillation help, by how much, how sure is that, and what does it cost.
+
+`write_report` reads the run folder alone, so a report can be made again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfdistill import plots, report_text
+from hfdistill._atomic import write_json, write_text
+from hfdistill.fidelity import Fidelity, calibration, fidelity, share_recovered
+from hfdistill.intervals import Estimate, model_difference, model_estimate, over_seeds
+from hfdistill.measure import machine
+from hfdistill.metrics import MAIN_METRIC, REGRESSION, metric_values
+from hfdistill.run_folder import SEED_STAGES, TEACHER, RunFolder, Stage, read_run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HELPED, DID_NOT_HELP, CANNOT_TELL, UNKNOWN = "helped", "did not help", "cannot tell", "unknown"
+
+
+@dataclass(frozen=True)
+class ModelNumbers:
+    """One row of the table: teacher, control, student, or the student after its fine-tune."""
+
+    role: str
+    model: str
+    revision: str | None
+    main: Estimate
+    by_seed: dict[int, float]
+    metrics: dict[str, float]
+    ece: float | None
+    fidelity: dict[str, float] | None
+    parameters: int | None
+    bytes: int | None
+    seconds: float | None
+    steps: int | None
+    examples_seen: int | None
+    latency_ms: list[float] | None
+    throughput: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All numbers of a run; report.json holds the same fields."""
+
+    name: str
+    problem_type: str
+    metric: str
+    test_examples: int
+    seeds: list[int]
+    verdict: str
+    sentence: str
+    models: dict[str, ModelNumbers]
+    gain: Estimate | None
+    finetuned_gain: Estimate | None
+    teacher_lead: Estimate | None
+    share_recovered: float | None
+    share_note: str
+    notes: list[str]
+    speed: dict[str, Any] | None
+    machine: dict[str, Any]
+    recipe: dict[str, Any]
+
+    def table(self) -> Table:
+        """The comparison for the terminal."""
+        return report_text.table(self)
+
+    def markdown(self) -> str:
+        """The report for a stranger to read."""
+        return report_text.markdown(self)
+
+
+def write_report(run_folder: Path) -> Report:
+    """Write report.json, report.md, accuracy.png, calibration.png and training.png into the run folder.
+
+    Errors: HfDistillError when the folder holds no run, no finished stage, or a file that cannot be read or written.
+    """
+    run = read_run(run_folder)
+    report = report_of(run)
+    plots.draw_accuracy(report, run_folder / "accuracy.png")
+    plots.draw_calibration(run, run_folder / "calibration.png")
+    plots.draw_training(run, report.metric, run_folder / "training.png")
+    write_text(run_folder / "report.md", report.markdown())
+    write_json(run_folder / "report.json", asdict(report))
+    return report
+
+
+def report_of(run: RunFolder) -> Report:
+    """The numbers of a run, from its predictions, stage facts and speed."""
+    metric = MAIN_METRIC[run.problem_type]
+    models = {role: _numbers(run, role, metric) for role in (TEACHER, *SEED_STAGES) if _stages(run, role)}
+    gain, finetuned_gain = _gain(run, "student", metric), _gain(run, "finetuned", metric)
+    lead = _teacher_lead(run, metric)
+    share = None if lead is None or gain is None else share_recovered(lead, gain)
+    notes = _notes(run, models)
+    verdict, sentence = _verdict(run, models, gain, metric)
+    return Report(
+        name=str(run.recipe.get("name") or run.folder.resolve().name),
+        problem_type=run.problem_type,
+        metric=metric,
+        test_examples=len(run.stages[0].labels),
+        seeds=sorted(run.seeds),
+        verdict=verdict,
+        sentence=sentence,
+        models=models,
+        gain=gain,
+        finetuned_gain=finetuned_gain,
+        teacher_lead=lead,
+        share_recovered=share,
+        share_note=_share_note(lead, gain, metric),
+        notes=notes,
+        speed=None if run.speed is None else dict(run.speed),
+        machine=(run.speed or {}).get("machine") or machine(),
+        recipe=dict(run.recipe),
+    )
+
+
+def _stages(run: RunFolder, role: str) -> dict[int, Stage]:
+    """The finished stages of a role by seed; the one teacher stands under -1."""
+    if role != TEACHER:
+        return run.of(role)
+    return {} if run.teacher is None else {-1: run.teacher}
+
+
+def _numbers(run: RunFolder, role: str, metric: str) -> ModelNumbers:
+    stages = _stages(run, role)
+    values = {seed: metric_values(run.problem_type, stage.logits, stage.labels) for seed, stage in stages.items()}
+    mains = [value[metric] for value in values.values()]
+    first = next(iter(stages.values()))
+    main = over_seeds(mains) if len(mains) > 1 else model_estimate(run.problem_type, first.logits, first.labels)
+    speed = ((run.speed or {}).get("models") or {}).get(TEACHER if role == TEACHER else "student") or {}
+    ece = None
+    if run.problem_type != REGRESSION:
+        ece = _mean([calibration(run.problem_type, stage.logits, stage.labels).ece for stage in stages.values()])
+    followed = None
+    if role != TEACHER and run.teacher is not None:
+        taught = run.teacher.logits
+        followed = _mean_fidelity(
+            [fidelity(run.problem_type, taught, stage.logits, stage.labels) for stage in stages.values()]
+        )
+    return ModelNumbers(
+        role=role,
+        model=str(first.facts.get("model", "unknown")),
+        revision=first.facts.get("revision"),
+        main=main,
+        by_seed={} if role == TEACHER else {seed: value[metric] for seed, value in values.items()},
+        metrics={
+            name: float(np.mean([value[name] for value in values.values()])) for name in next(iter(values.values()))
+        },
+        ece=ece,
+        fidelity=followed,
+        parameters=first.facts.get("parameters"),
+        bytes=first.facts.get("bytes"),
+        seconds=_mean([stage.facts.get("seconds") for stage in stages.values()]),
+        steps=first.facts.get("steps"),
+        examples_seen=first.facts.get("examples_seen"),
+        latency_ms=speed.get("latency_ms"),
+        throughput=speed.get("throughput"),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _mean_fidelity(found: Sequence[Fidelity]) -> dict[str, float]:
+    """Each field's mean over the seeds, without those that the task has not."""
+    rows = [asdict(entry) for entry in found]
+    return {key: float(np.mean([row[key] for row in rows])) for key, value in rows[0].items() if value is not None}
+
+
+def _gain(run: RunFolder, role: str, metric: str) -> Estimate | None:
+    """Main metric of the role less that of the control: paired by seed, or by test example when there is one seed."""
+    pairs = [(stages[role], stages["control"]) for stages in run.seeds.values() if {role, "control"} <= stages.keys()]
+    return _difference(run, pairs, metric)
+
+
+def _teacher_lead(run: RunFolder, metric: str) -> Estimate | None:
+    teacher = run.teacher
+    if teacher is None:
+        return None
+    return _difference(
+        run, [(teacher, stages["control"]) for stages in run.seeds.values() if "control" in stages], metric
+    )
+
+
+def _difference(run: RunFolder, pairs: Sequence[tuple[Stage, Stage]], metric: str) -> Estimate | None:
+    if not pairs:
+        return None
+    if len(pairs) == 1:
+        first, second = pairs[0]
+        return model_difference(run.problem_type, first.logits, second.logits, first.labels)
+    return over_seeds([_main(run, first, metric) - _main(run, second, metric) for first, second in pairs])
+
+
+def _main(run: RunFolder, stage: Stage, metric: str) -> float:
+    return metric_values(run.problem_type, stage.logits, stage.labels)[metric]
+
+
+def _verdict(run: RunFolder, models: Mapping[str, ModelNumbers], gain: Estimate | None, metric: str) -> tuple[str, str]:
+    """One of four words and a sentence that a stranger understands."""
+    name = report_text.METRIC_NAMES[metric]
+    if "student" not in models:
+        return UNKNOWN, "Whether distillation helps is unknown: no student is finished."
+    student = report_text.value(models["student"].main.mean, metric)
+    if gain is None:
+        reason = "the control was switched off" if control_switched_off(run) else "no control is finished"
+        return UNKNOWN, f"The student's {name} is {student}. The gain is unknown ({reason})."
+    control = report_text.value(models["control"].main.mean, metric)
+    size = report_text.difference(abs(gain.mean), metric).removeprefix("+")
+    span = f"{report_text.span(gain, metric)}, {gain.basis}"
+    if gain.above_zero:
+        return HELPED, (
+            f"Distillation helped: the student's {name} is {student}, {size} above the control's {control} ({span})."
+        )
+    if gain.below_zero:
+        return DID_NOT_HELP, (
+            f"Distillation did not help, it hurt: the student's {name} is {student}, {size} below the control's "
+            f"{control} ({span})."
+        )
+    return CANNOT_TELL, (
+        f"Cannot tell whether distillation helped: the student's {name} is {student} and the control's {control}, "
+        f"but the interval of their difference includes 0 ({span}). {report_text.MORE_SEEDS}"
+    )
+
+
+def control_switched_off(run: RunFolder) -> bool:
+    """Whether the recipe asked for no control."""
+    return run.recipe.get("control") is False
+
+
+def _share_note(lead: Estimate | None, gain: Estimate | None, metric: str) -> str:
+    if lead is None or gain is None:
+        return "unknown: it takes a teacher, a control and a student"
+    if not lead.above_zero:
+        return (
+            "undefined: the teacher does not lead the control by more than the noise "
+            f"({report_text.difference(lead.mean, metric)}, {report_text.span(lead, metric)})"
+        )
+    return "(student - control) / (teacher - control)"
+
+
+def _notes(run: RunFolder, models: Mapping[str, ModelNumbers]) -> list[str]:
+    """What a reader has to know before he trusts the numbers."""
+    notes = [f"Unfinished and left out: {name}." for name in run.unfinished]
+    if run.teacher is None:
+        notes.append("The teacher's predictions are missing, so there is no fidelity and no share of its lead.")
+    if run.speed is None:
+        notes.append("Speed was not measured (speed.json is missing).")
+    paired = sum({"control", "student"} <= stages.keys() for stages in run.seeds.values())
+    if "control" in models and "student" in models and paired < len(run.seeds):
+        notes.append(f"The gain is over the {paired} of {len(run.seeds)} seeds that have both control and student.")
+    student, control = models.get("student"), models.get("control")
+    if student and control and (student.steps, student.examples_seen) != (control.steps, control.examples_seen):
+        notes.append(
+            f"Student and control had different budgets: {student.steps} steps and {student.examples_seen} examples "
+            f"against {control.steps} and {control.examples_seen}."
+        )
+    if student and len(run.of("student")) > 1:
+        notes.append(
+            "Intervals over seeds tell how much training varies; all seeds are measured on the same "
+            f"{len(run.stages[0].labels):,} test examples."
+        )
+    return notes
