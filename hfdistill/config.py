@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -19,10 +19,16 @@ class DistillationConfig(TrainingArguments):
     is T > 0. Both are ignored when the trainer is given an `objective`. Errors: HfDistillError for values outside.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "teacher_model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "teacher_model_init_kwargs",
+    ]
 
     temperature: float = field(default=2.0, metadata={"help": "Softening of both distributions; T > 0."})
-    alpha: float = field(default=0.5, metadata={"help": "Share of the teacher in the loss, 0 to 1; 0 is plain training."})
+    alpha: float = field(
+        default=0.5, metadata={"help": "Share of the teacher in the loss, 0 to 1; 0 is plain training."}
+    )
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the teacher, where the trainer is given none."}
     )
@@ -37,7 +43,9 @@ class DistillationConfig(TrainingArguments):
     )
     input_columns: list[str] | None = field(
         default=None,
-        metadata={"help": "Columns with the raw image or text that teacher_processing_class reads; found by type if None."},
+        metadata={
+            "help": "Columns with the raw image or text that teacher_processing_class reads; found by type if None."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -46,4 +54,4 @@ class DistillationConfig(TrainingArguments):
             raise HfDistillError(f"alpha is {self.alpha}; expected the teacher's share of the loss, from 0 to 1.")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise HfDistillError(f"temperature is {self.temperature}; expected a finite number above 0, such as 2.")
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]

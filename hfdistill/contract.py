@@ -1,4 +1,4 @@
-"""The contract between two models, checked before the first step: each check raises one error that says what to change."""
+"""The contract between two models, checked before the first step: each error says what to change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 
 from hfdistill.errors import HfDistillError
 
@@ -24,8 +24,8 @@ GENERIC_NAME = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)
 class ClassAlignment:
     """How the teacher's classes map to the student's.
 
-    `columns[i]` is the teacher's index of the student's class i, or None where the orders agree; `notice` tells what was
-    repaired or could not be verified, or is empty.
+    `columns[i]` is the teacher's index of the student's class i, or None where the orders agree; `notice` tells what
+    was repaired or could not be verified, or is empty.
     """
 
     columns: tuple[int, ...] | None
@@ -42,7 +42,7 @@ def bare(model: nn.Module) -> nn.Module:
         from peft import PeftModel
 
         if isinstance(model, PeftModel):
-            return model.get_base_model()  # type: ignore[no-any-return]
+            return model.get_base_model()
     return model
 
 
@@ -51,14 +51,14 @@ def class_names(model: nn.Module) -> list[str] | None:
     model = bare(model)
     if not isinstance(model, PreTrainedModel):
         return None
-    names: Mapping[int, str] = model.config.id2label
-    return [str(names[index]) for index in sorted(names)]
+    names = model.config.id2label or {}
+    return [str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
 
 
 def class_count(model: nn.Module) -> int | None:
     """Number of outputs of a classifier, or None for a module without a Transformers config."""
     model = bare(model)
-    return int(model.config.num_labels) if isinstance(model, PreTrainedModel) else None
+    return model.config.num_labels if isinstance(model, PreTrainedModel) else None
 
 
 def aligned_classes(student: Sequence[str] | None, teacher: Sequence[str] | None) -> ClassAlignment:
@@ -75,8 +75,8 @@ def aligned_classes(student: Sequence[str] | None, teacher: Sequence[str] | None
     if _generic(student) or _generic(teacher):
         if len(student) != len(teacher):
             raise HfDistillError(
-                f"The student has {len(student)} classes and the teacher {len(teacher)}, without names to match them by; "
-                "expected the same classes. Build the student with num_labels, id2label and label2id of the teacher."
+                f"The student has {len(student)} classes and the teacher {len(teacher)}, without names to match them "
+                "by; expected the same classes. Build the student with the teacher's num_labels and id2label."
             )
         return ClassAlignment(None, "one model has no real class names (LABEL_0, ...), so classes are matched by index")
     places = {key: index for index, key in enumerate(_keys(teacher))}
@@ -97,8 +97,8 @@ def aligned_classes(student: Sequence[str] | None, teacher: Sequence[str] | None
         return ClassAlignment(columns, "the teacher has the same classes in another order; its logits are reordered")
     return ClassAlignment(
         columns,
-        f"the teacher has {len(teacher) - len(columns)} classes that the student lacks; its logits are restricted to the "
-        f"student's {len(columns)}, so its probabilities are renormalised over them",
+        f"the teacher has {len(teacher) - len(columns)} classes that the student lacks; its logits are restricted to "
+        f"the student's {len(columns)}, so its probabilities are renormalised over them",
     )
 
 
@@ -158,8 +158,8 @@ def check_trained(teacher: nn.Module, missing: Sequence[str] = ()) -> None:
     fresh = sorted({*missing, *fresh_parameters(teacher)})
     if fresh:
         raise HfDistillError(
-            f"The teacher's {_some(fresh)} came from no checkpoint: its head is freshly initialised and its targets would "
-            "be noise. Fine-tune the teacher first (recipe: teacher.finetune), or name a checkpoint that has this head."
+            f"The teacher's {_some(fresh)} came from no checkpoint: its head is freshly initialised and its targets "
+            "would be noise. Fine-tune the teacher first (recipe: teacher.finetune), or name a checkpoint with this head."
         )
 
 
@@ -201,7 +201,7 @@ IMAGE_SETTINGS = (
 
 
 def processing_differences(student: Any, teacher: Any) -> list[str]:
-    """What two processors do differently to the same example, in words; empty when their outputs are interchangeable."""
+    """What two processors do differently to the same example, in words; empty when their outputs agree."""
     if isinstance(student, PreTrainedTokenizerBase) and isinstance(teacher, PreTrainedTokenizerBase):
         return _tokenizer_differences(student, teacher)
     if isinstance(student, BaseImageProcessor) and isinstance(teacher, BaseImageProcessor):

@@ -12,7 +12,7 @@ class FaultWatch:
     """Stops training at the first batch with a fault, and names it.
 
     On a CPU each batch is looked at as it comes. On an accelerator the look would make the host wait, so the number of
-    the first bad batch is kept there and read when the trainer logs, evaluates or saves; no checkpoint is written after.
+    the first bad batch is kept there and read when the trainer logs, evaluates or saves; nothing is saved after it.
     """
 
     def __init__(self) -> None:
@@ -57,14 +57,14 @@ class FaultWatch:
     @staticmethod
     def _teacher_error(where: str) -> HfDistillError:
         return HfDistillError(
-            f"The teacher gave NaN or infinite logits in {where}; training stopped before they reached a checkpoint. Look "
-            "at these examples, or run the teacher in float32 or bfloat16 (teacher_model_init_kwargs={'dtype': ...})."
+            f"The teacher gave NaN or infinite logits in {where}; training stopped before they reached a checkpoint. "
+            "Look at these examples, or run the teacher in float32 (teacher_model_init_kwargs={'dtype': 'float32'})."
         )
 
     @staticmethod
     def _label_error(where: str, classes: int | None) -> HfDistillError:
         expected = "below num_labels" if classes is None else f"from 0 to {classes - 1}"
         return HfDistillError(
-            f"There is {where}; expected class indices {expected}, or -100 for an unlabelled row. Check the label column "
-            "and the student's num_labels."
+            f"There is {where}; expected class indices {expected}, or -100 for an unlabelled row. Check the label "
+            "column and the student's num_labels."
         )

@@ -44,8 +44,8 @@ def auto_class_of(architecture: str) -> Any:
             return auto_class
     raise HfDistillError(
         f"{architecture} is no classifier; expected an architecture of "
-        f"{', '.join(auto_class.__name__ for auto_class in AUTO_CLASSES)}. A bare or language-model checkpoint has to be "
-        "fine-tuned with a classification head before it can teach."
+        f"{', '.join(auto_class.__name__ for auto_class in AUTO_CLASSES)}. A bare or language-model checkpoint has to "
+        "be fine-tuned with a classification head before it can teach."
     )
 
 
@@ -109,12 +109,13 @@ def restore(model: PreTrainedModel, checkpoint: str) -> None:
     (https://github.com/huggingface/transformers/issues/43701, seen in 5.23).
     """
     widest = functools.reduce(torch.promote_types, (parameter.dtype for parameter in model.parameters()))
-    saved, info = type(model).from_pretrained(checkpoint, config=model.config, dtype=widest, output_loading_info=True)
+    auto_class: Any = type(model)
+    saved, info = auto_class.from_pretrained(checkpoint, config=model.config, dtype=widest, output_loading_info=True)
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
         raise HfDistillError(
-            f"The checkpoint {checkpoint} lacks {len(missing)} tensors of the student, such as {missing[0]!r}; expected "
-            "one that was saved from this very architecture. Start anew or name the right folder."
+            f"The checkpoint {checkpoint} lacks {len(missing)} tensors of the student, such as {missing[0]!r}; "
+            "expected one that was saved from this very architecture. Start anew or name the right folder."
         )
     model.load_state_dict(saved.state_dict(), strict=True)
 
@@ -125,15 +126,17 @@ def has_weights(checkpoint: str) -> bool:
 
 
 def _architecture(name: str, options: Mapping[str, Any], role: str) -> str:
-    hub_options = {key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options}
+    hub_options = {
+        key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options
+    }
     try:
         config = AutoConfig.from_pretrained(name, **hub_options)
     except (OSError, ValueError) as error:
         raise HfDistillError(_not_found(name, role, error)) from error
     if not config.architectures:
         raise HfDistillError(
-            f"The config of the {role} {name!r} names no architecture, so its head is unknown; load it yourself with an "
-            "AutoModelFor... class and pass the module."
+            f"The config of the {role} {name!r} names no architecture, so its head is unknown; load it yourself with "
+            "an AutoModelFor... class and pass the module."
         )
     return str(config.architectures[0])
 
@@ -141,8 +144,8 @@ def _architecture(name: str, options: Mapping[str, Any], role: str) -> str:
 def _not_found(name: str, role: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"The {role} {name!r} could not be loaded: {first} Expected a Hub id that this machine can reach or has cached, "
-        "or a folder written by save_pretrained."
+        f"The {role} {name!r} could not be loaded: {first} Expected a Hub id that this machine can reach or has "
+        "cached, or a folder written by save_pretrained."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,7 +25,9 @@ class Objective:
         self.terms = tuple(terms)
         names = [term.name for term in self.terms]
         if not names:
-            raise HfDistillError("An objective without terms came; expected at least one, such as TaskLoss() or Logits().")
+            raise HfDistillError(
+                "An objective without terms came; expected at least one, such as TaskLoss() or Logits()."
+            )
         if len(set(names)) < len(names):
             raise HfDistillError(f"Terms with the same name came ({', '.join(names)}); give each its own name=.")
         if not any(term.weight > 0 for term in self.terms):
@@ -40,7 +43,7 @@ class Objective:
         `alpha` is the teacher's share. Multi-label heads take the Bernoulli KL; regression takes the squared error
         between the two outputs, to which no temperature applies.
         """
-        options = {} if task.default_loss is logit_mse else {"temperature": temperature}
+        options: dict[str, Any] = {} if task.default_loss is logit_mse else {"temperature": temperature}
         return cls([TaskLoss(weight=1 - alpha), Logits(task.default_loss, weight=alpha, **options)])
 
     @property

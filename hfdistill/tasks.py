@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from hfdistill.errors import HfDistillError
 from hfdistill.losses import bernoulli_kl, forward_kl, logit_mse
@@ -68,17 +68,19 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
     """Cross-entropy against class indices, in nats: logits `(rows, classes)`, labels `(rows,)`, one value a row."""
-    return F.cross_entropy(wide(logits), labels, reduction="none", label_smoothing=label_smoothing)
+    return functional.cross_entropy(wide(logits), labels, reduction="none", label_smoothing=label_smoothing)
 
 
 def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Mean over classes of the binary cross-entropy, in nats, one value a row; Trainer smooths no multi-label targets."""
-    return F.binary_cross_entropy_with_logits(wide(logits), labels.to(wide(logits).dtype), reduction="none").mean(-1)
+    """Mean over classes of the binary cross-entropy, in nats, one value a row; smoothing does not apply."""
+    return functional.binary_cross_entropy_with_logits(
+        wide(logits), labels.to(wide(logits).dtype), reduction="none"
+    ).mean(-1)
 
 
 def squared_error(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
     """Mean over outputs of the squared error, one value a row; label smoothing does not apply to real numbers."""
-    return F.mse_loss(wide(logits), labels.to(wide(logits).dtype), reduction="none").mean(-1)
+    return functional.mse_loss(wide(logits), labels.to(wide(logits).dtype), reduction="none").mean(-1)
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -105,9 +107,9 @@ def task_for(problem_type: str | None, num_labels: int | None, example_label: An
     if problem_type is None:
         if num_labels == 1:
             problem_type = "regression"
-        elif isinstance(example_label, torch.Tensor) and example_label.is_floating_point():
-            problem_type = "multi_label_classification"
-        elif isinstance(example_label, (list, tuple)):
+        elif isinstance(example_label, (list, tuple)) or (
+            isinstance(example_label, torch.Tensor) and example_label.is_floating_point()
+        ):
             problem_type = "multi_label_classification"
         else:
             problem_type = "single_label_classification"

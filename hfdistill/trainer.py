@@ -30,22 +30,27 @@ from hfdistill.views import TEACHER_PREFIX, TwoViewCollator, Views
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):  # type: ignore[misc]
+class DistillationTrainer(Trainer):
     """A Trainer whose loss is an objective of terms, some of them against a frozen teacher.
 
     `model` and `teacher_model` are Hub ids, folders or modules whose output has `.logits`. Without `objective` the loss
-    is `(1 - alpha) * task + alpha * T^2 * KL(teacher || student)` with alpha and T of `args`. `teacher_model` may be None
-    only where the objective needs no teacher: that is the control. `teacher_processing_class` gives the teacher its own
-    view of each raw example. All other arguments are Trainer's own.
+    is `(1 - alpha) * task + alpha * T^2 * KL(teacher || student)` with alpha and T of `args`. `teacher_model` may be
+    None only where the objective needs no teacher: that is the control. `teacher_processing_class` gives the teacher
+    its own view of each raw example. All other arguments are Trainer's own.
 
-    The update depends on the global batch only, not on how micro-batches and processes cut it. Rows labelled -100 (class
-    indices) or NaN (floats) learn from the teacher alone. Logs carry each unweighted part as `loss/<term>`, evaluation
-    as `eval_loss/<term>`. Errors: HfDistillError, raised here, for two models that do not fit together.
+    The update depends on the global batch only, not on how micro-batches and processes cut it. Rows labelled -100
+    (class indices) or NaN (floats) learn from the teacher alone. Logs carry each unweighted part as `loss/<term>`,
+    evaluation as `eval_loss/<term>`. Errors: HfDistillError, raised here, for two models that do not fit together.
     """
 
     # Both say that our loss is already divided by the whole optimizer step; the second is read by Transformers >= 5.19.
     model_accepts_loss_kwargs = True
     loss_is_scaled_for_ga = True
+
+    args: DistillationConfig
+    model: nn.Module
+    objective: Objective
+    _signature_columns: list[str] | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -80,7 +85,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _task(self) -> Task:
         bare = contract.bare(self.model)
         problem_type = bare.config.problem_type if isinstance(bare, PreTrainedModel) else None
-        return task_for(problem_type, contract.class_count(bare), _example_label(self.train_dataset))
+        return task_for(problem_type, contract.class_count(bare), _label_of(_first_example(self.train_dataset)))
 
     def _chosen_objective(self) -> Objective:
         objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
@@ -116,13 +121,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             if processing_class is not None and self.processing_class is not None
             else contract.input_differences(self.model, teacher)
         )
-        if not differences or _has_teacher_columns(self.train_dataset):
+        has_own_columns = any(key.startswith(TEACHER_PREFIX) for key in _first_example(self.train_dataset))
+        if not differences or has_own_columns:
             return
         if processing_class is None or self.processing_class is None:
             raise HfDistillError(
                 f"Student and teacher read different inputs ({'; '.join(differences)}). Pass processing_class and "
-                "teacher_processing_class with raw image or text columns, or give the teacher's tensors in columns with "
-                "the prefix 'teacher_'."
+                "teacher_processing_class with raw image or text columns, or give the teacher's tensors in columns "
+                "with the prefix 'teacher_'."
             )
         logger.info("Teacher and student each get their own view: %s.", "; ".join(differences))
         self._reads_raw_columns = True
@@ -144,7 +150,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *self.views.columns]))
+            self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), *self.views.columns]))
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         return dataset if self._reads_raw_columns else super()._remove_unused_columns(dataset, description)
@@ -156,7 +162,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], RowCounts | None]:
         """The micro-batches of one optimizer step, and the rows that they hold over all ranks."""
@@ -232,8 +238,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Trainer's loop, with each term's mean over the evaluated rows as `<prefix>_loss/<term>`."""
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self.faults.check()
-        output.metrics.update(self.eval_parts.means(self.accelerator, prefix=f"{metric_key_prefix}_"))
-        return output
+        metrics = output.metrics or {}
+        metrics.update(self.eval_parts.means(self.accelerator, prefix=f"{metric_key_prefix}_"))
+        return output._replace(metrics=metrics)
 
     def prediction_step(
         self,
@@ -256,22 +263,21 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._restorable and has_weights(resume_from_checkpoint):
+        if isinstance(self.model, PreTrainedModel) and self._is_whole(resume_from_checkpoint):
             restore(self.model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if self._restorable and best is not None and has_weights(best):
+        if isinstance(self.model, PreTrainedModel) and best is not None and self._is_whole(best):
             logger.info("Loading the best student from %s (score %s).", best, self.state.best_metric)
             restore(self.model, best)
         else:
             super()._load_best_model()
 
-    @property
-    def _restorable(self) -> bool:
-        return isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def _is_whole(self, checkpoint: str) -> bool:
+        return has_weights(checkpoint) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
 
 def _checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
@@ -306,15 +312,13 @@ def _teacher_module(
     return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs), teacher
 
 
-def _example_label(dataset: Any) -> Any:
-    """A label of the data set's first example, or None where there is none to look at."""
+def _first_example(dataset: Any) -> Mapping[str, Any]:
+    """The data set's first example, or nothing where looking at it would consume a stream."""
     if dataset is None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
-        return None
-    example = dataset[0]
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        return dataset[0]  # type: ignore[no-any-return, index]
+
+
+def _label_of(example: Mapping[str, Any]) -> Any:
     return next((example[key] for key in ("labels", "label", "label_ids") if key in example), None)
-
-
-def _has_teacher_columns(dataset: Any) -> bool:
-    if dataset is None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
-        return False
-    return any(key.startswith(TEACHER_PREFIX) for key in dataset[0])

@@ -60,8 +60,8 @@ class Views:
         keys = [key for key in batch if key not in self.label_names and (not names or key in names)]
         if not keys:
             raise HfDistillError(
-                f"No column of the batch ({', '.join(batch)}) is an input of the {role} ({', '.join(names)}); rename the "
-                "columns, or set remove_unused_columns=False if a transform makes them."
+                f"No column of the batch ({', '.join(batch)}) is an input of the {role} ({', '.join(names)}); rename "
+                "the columns, or set remove_unused_columns=False if a transform makes them."
             )
         return {key: batch[key] for key in keys}
 
@@ -106,15 +106,16 @@ class TwoViewCollator:
             missing = [column for column in self.columns if column not in example]
             if missing:
                 raise HfDistillError(
-                    f"input_columns names {missing[0]!r}; the examples have {', '.join(example)}. With a transform, set "
-                    "remove_unused_columns=False and let it keep the raw column."
+                    f"input_columns names {missing[0]!r}; the examples have {', '.join(example)}. With a transform, "
+                    "set remove_unused_columns=False and let it keep the raw column."
                 )
             return list(self.columns)
         found = [key for key, value in example.items() if isinstance(value, str) or _is_image(value)]
         if not found:
             raise HfDistillError(
-                f"teacher_processing_class needs the raw image or text, and the examples hold only {', '.join(example)}; "
-                f"keep the raw column, or give the teacher's tensors in columns with the prefix {TEACHER_PREFIX!r}."
+                "teacher_processing_class needs the raw image or text, and the examples hold only "
+                f"{', '.join(example)}; keep the raw column, or give the teacher's tensors in columns with the prefix "
+                f"{TEACHER_PREFIX!r}."
             )
         return found
 

@@ -1,4 +1,4 @@
-"""DistillationTrainer as a Trainer: evaluation, prediction, resuming, saving, searching; with modules, names and folders."""
+"""DistillationTrainer as a Trainer: evaluate, predict, resume, save, search; with modules, names and folders."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForImageClassification, EvalPrediction, TrainerCallback
 
 from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss
 from tests import tiny
-from tests.trainer.trajectory import assert_same, examples, trained
+from tests.trainer.trajectory import examples, trained
 
 SINGLE = "single_label_classification"
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
@@ -39,15 +39,22 @@ def test_default_loss_by_hand(tmp_path: Path) -> None:
     total = trainer.compute_loss(trainer.model, dict(batch))
     with torch.no_grad():
         ours, theirs = student(batch["pixel_values"]).logits, teacher(batch["pixel_values"]).logits
-    soft = F.kl_div((ours / 4).log_softmax(-1), (theirs / 4).softmax(-1), reduction="batchmean")
-    expected = 0.7 * F.cross_entropy(ours, batch["labels"]) + 0.3 * 16 * soft
+    soft = functional.kl_div((ours / 4).log_softmax(-1), (theirs / 4).softmax(-1), reduction="batchmean")
+    expected = 0.7 * functional.cross_entropy(ours, batch["labels"]) + 0.3 * 16 * soft
     torch.testing.assert_close(total, expected)
 
 
 @pytest.mark.parametrize("architecture", ["vit", "deit", "resnet", "bert"])
 def test_resume_is_exact(architecture: str, tmp_path: Path) -> None:
-    arguments = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2,
-                 "per_device_train_batch_size": 4, "optim": "adamw_torch", "learning_rate": 1e-2}  # fmt: skip
+    arguments = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-2,
+    }
     _, whole = trained(architecture, SINGLE, tmp_path / "whole", **arguments)
     interrupted, _ = trained(architecture, SINGLE, tmp_path / "cut", **{**arguments, "max_steps": 3})
     torch.manual_seed(99)
@@ -71,9 +78,17 @@ def test_best_model_is_the_saved_one(tmp_path: Path) -> None:
     student, teacher = tiny.model("vit", layers=1, seed=1), tiny.model("vit", seed=2)
     data = examples("vit", SINGLE, unlabelled=False)
     arguments = config(
-        tmp_path, max_steps=4, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
-        learning_rate=3.0, optim="sgd", load_best_model_at_end=True, metric_for_best_model="loss",
-    )  # fmt: skip
+        tmp_path,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        learning_rate=3.0,
+        optim="sgd",
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )
     trainer = DistillationTrainer(student, arguments, teacher_model=teacher, train_dataset=data, eval_dataset=data)
     trainer.train()
     best = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint)
@@ -92,8 +107,10 @@ def test_evaluation_reports_each_part_and_metrics(tmp_path: Path) -> None:
     metrics = trainer.evaluate()
     prediction = trainer.predict(data)
     logits, labels = torch.tensor(prediction.predictions), torch.tensor(prediction.label_ids)
-    assert metrics["eval_loss/task"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert metrics["eval_accuracy"] == accuracy(EvalPrediction(prediction.predictions, prediction.label_ids))["accuracy"]
+    assert metrics["eval_loss/task"] == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert (
+        metrics["eval_accuracy"] == accuracy(EvalPrediction(prediction.predictions, prediction.label_ids))["accuracy"]
+    )
     whole = 0.7 * metrics["eval_loss/task"] + 0.3 * metrics["eval_loss/kd"]
     assert metrics["eval_loss"] == pytest.approx(whole, rel=2e-2)
     assert {"test_loss/task", "test_loss/kd", "test_accuracy"} <= prediction.metrics.keys()
@@ -147,9 +164,13 @@ def test_plain_modules_work(tmp_path: Path) -> None:
     data = [{"x": row, "label": int(row.sum() > 0)} for row in torch.randn(32, 4)]
     arguments = config(tmp_path, num_train_epochs=5, learning_rate=1e-2, save_strategy="epoch", logging_steps=4)
     trainer = DistillationTrainer(
-        Perceptron(4), arguments, teacher_model=Perceptron(16), train_dataset=data, eval_dataset=data,
+        Perceptron(4),
+        arguments,
+        teacher_model=Perceptron(16),
+        train_dataset=data,
+        eval_dataset=data,
         compute_metrics=accuracy,
-    )  # fmt: skip
+    )
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] >= 0
     assert trainer.predict(data).predictions.shape == (32, 3)
@@ -163,9 +184,12 @@ def test_teacher_stays_out_of_everything(tmp_path: Path) -> None:
     before = copy.deepcopy(teacher.state_dict())
     arguments = config(tmp_path, max_steps=3, save_strategy="steps", save_steps=3, learning_rate=0.1)
     trainer = DistillationTrainer(
-        student, arguments, teacher_model=teacher, train_dataset=examples("resnet", SINGLE),
+        student,
+        arguments,
+        teacher_model=teacher,
+        train_dataset=examples("resnet", SINGLE),
         callbacks=[PutInTrainMode(teacher)],
-    )  # fmt: skip
+    )
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in before.items())
@@ -214,7 +238,7 @@ def test_objective_by_hand_and_custom_loss(tmp_path: Path) -> None:
     total = trainer.compute_loss(trainer.model, dict(batch))
     with torch.no_grad():
         ours, theirs = student(batch["pixel_values"]).logits, teacher(batch["pixel_values"]).logits
-    expected = 0.5 * F.cross_entropy(ours, batch["labels"]) + 2 * (ours - theirs).square().sum(-1).mean()
+    expected = 0.5 * functional.cross_entropy(ours, batch["labels"]) + 2 * (ours - theirs).square().sum(-1).mean()
     torch.testing.assert_close(total, expected)
 
 
@@ -228,9 +252,14 @@ def test_hyperparameter_search_reaches_the_objective(tmp_path: Path) -> None:
             seen.append([term.weight for term in trainer.objective.terms])
 
     trainer = DistillationTrainer(
-        None, config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1), teacher_model=tiny.model("vit", seed=2),
-        model_init=lambda: tiny.model("vit", layers=1, seed=1), train_dataset=data, eval_dataset=data, callbacks=[Watch],
-    )  # fmt: skip
+        None,
+        config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1),
+        teacher_model=tiny.model("vit", seed=2),
+        model_init=lambda: tiny.model("vit", layers=1, seed=1),
+        train_dataset=data,
+        eval_dataset=data,
+        callbacks=[Watch],
+    )
     trainer.hyperparameter_search(
         lambda trial: {"alpha": trial.suggest_categorical("alpha", [0.25])}, n_trials=1, direction="minimize"
     )
@@ -255,7 +284,7 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
     student, teacher = tiny.model("bert", seed=1), tiny.model("bert", seed=2)
     batch = tiny.batch("bert")
     trainer = DistillationTrainer(student, config(tmp_path), teacher_model=teacher)
-    padded = {key: F.pad(value, (0, 5), value=0) for key, value in batch.items() if key != "labels"}
+    padded = {key: functional.pad(value, (0, 5), value=0) for key, value in batch.items() if key != "labels"}
     padded["input_ids"][:, -5:] = tiny.PAD
     one = trainer.compute_loss(trainer.model, dict(batch))
     torch.testing.assert_close(one, trainer.compute_loss(trainer.model, {**padded, "labels": batch["labels"]}))
@@ -271,10 +300,20 @@ def test_adapters_are_resumed(tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "checkpoint-1" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "whole" / "checkpoint-1" / "model.safetensors").exists()
     again = DistillationTrainer(
-        made[1], config(tmp_path, learning_rate=0.5, alpha=0.6, temperature=3.0, lr_scheduler_type="constant",
-                        max_grad_norm=0.0, per_device_train_batch_size=8, **{**arguments, "save_strategy": "no"}),
-        teacher_model=tiny.model("bert", layers=2, seed=2), train_dataset=examples("bert", SINGLE),
-    )  # fmt: skip
+        made[1],
+        config(
+            tmp_path,
+            learning_rate=0.5,
+            alpha=0.6,
+            temperature=3.0,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            per_device_train_batch_size=8,
+            **{**arguments, "save_strategy": "no"},
+        ),
+        teacher_model=tiny.model("bert", layers=2, seed=2),
+        train_dataset=examples("bert", SINGLE),
+    )
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
     for name, value in again.model.named_parameters():
         torch.testing.assert_close(value.detach(), whole[f"parameter {name}"], rtol=1e-6, atol=1e-7)

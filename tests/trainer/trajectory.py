@@ -60,10 +60,18 @@ def trained(
     """Train for three optimizer steps of eight examples; parameters, gradient norms and logged parts by name."""
     made, teacher = models(architecture, problem_type)
     settings: dict[str, Any] = {
-        "max_steps": 3, "optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
-        "logging_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True,
+        "max_steps": 3,
+        "optim": "sgd",
+        "learning_rate": 0.5,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
         "per_device_train_batch_size": 8,
-    }  # fmt: skip
+    }
     config = DistillationConfig(output_dir=str(folder), alpha=0.6, temperature=3.0, **{**settings, **arguments})
     trainer = DistillationTrainer(
         student or made, config, teacher_model=teacher, train_dataset=examples(architecture, problem_type)
@@ -81,7 +89,9 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     """Compare two trainings name by name, within the rounding of float32 sums taken in another order."""
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=2e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, other[name], rtol=2e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def main(folder: Path) -> None:
