@@ -131,7 +131,8 @@ def _draw_reliability(run: RunFolder, axes: Axes) -> None:
         axes.plot(confidence, accuracy, color=COLOURS[role], marker=MARKERS[role], markersize=5, label=name, zorder=2)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
-    axes.text(0.98, 0.04, "below the dashed line: too sure", ha="right", color="#666666", fontsize=9)
+    excess = "probability too high" if run.problem_type == MULTI_LABEL else "too sure"
+    axes.text(0.98, 0.04, f"below the dashed line: {excess}", ha="right", color="#666666", fontsize=9)
 
 
 def _well_filled(curve: Calibration) -> tuple[list[float], list[float]]:

@@ -103,7 +103,7 @@ def report_of(run: RunFolder) -> Report:
     notes = _notes(run, models)
     verdict, sentence = _verdict(run, models, gain, metric)
     return Report(
-        name=str(run.recipe.get("name") or run.folder.resolve().name),
+        name=run.folder.resolve().name,
         problem_type=run.problem_type,
         metric=metric,
         test_examples=len(run.stages[0].labels),
@@ -265,9 +265,29 @@ def _notes(run: RunFolder, models: Mapping[str, ModelNumbers]) -> list[str]:
             f"Student and control had different budgets: {student.steps} steps and {student.examples_seen} examples "
             f"against {control.steps} and {control.examples_seen}."
         )
+    notes += _data_notes(run)
     if student and len(run.of("student")) > 1:
         notes.append(
             "Intervals over seeds tell how much training varies; all seeds are measured on the same "
             f"{len(run.stages[0].labels):,} test examples."
+        )
+    return notes
+
+
+def _data_notes(run: RunFolder) -> list[str]:
+    """Where the student's gain may come from more data rather than from what the teacher says about the same data."""
+    data = run.recipe.get("data")
+    if not isinstance(data, Mapping) or data.get("labelled") is None:
+        return []
+    notes = []
+    if data.get("teacher_labels") == "all":
+        notes.append(
+            f"The teacher learnt from all labels, student and control from {data['labelled']:,}: part of the gain is "
+            "the teacher's data."
+        )
+    if data.get("unlabelled") == "teacher":
+        notes.append(
+            f"Beside the {data['labelled']:,} labelled examples the student saw the rest of the training split without "
+            "labels, through the teacher; the control cannot use it."
         )
     return notes
