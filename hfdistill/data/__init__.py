@@ -1,0 +1,25 @@
+"""Data: the examples of a recipe, split, labelled and seen through the processors of both models."""
+
+from __future__ import annotations
+
+from hfdistill.data.examples import STUDENT, TEACHER, Examples, whole_batch
+from hfdistill.data.labels import LabelSpace
+from hfdistill.data.prepared import PreparedData, View, prepare
+from hfdistill.data.processors import student_view, teacher_view, view_differences
+from hfdistill.data.splits import TaskData, read_data
+
+__all__ = [
+    "STUDENT",
+    "TEACHER",
+    "Examples",
+    "LabelSpace",
+    "PreparedData",
+    "TaskData",
+    "View",
+    "prepare",
+    "read_data",
+    "student_view",
+    "teacher_view",
+    "view_differences",
+    "whole_batch",
+]

@@ -1,0 +1,64 @@
+"""Rows of a split as the trainer reads them: whole batches at once, each model with its own view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hfdistill.data.changes import Draws
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+class Source(Protocol):
+    """Inputs of all rows of a split."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor, view: str, draws: Draws | None) -> dict[str, Tensor]:
+        """One view of some rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples(Dataset[dict[str, Tensor]]):
+    """Rows with labels. `views` maps a prefix of the batch's keys ("" or "teacher_") to a view of the source.
+
+    Batches are made whole (`__getitems__`), which spares one Python round a row: a small student would wait for it.
+    """
+
+    source: Source
+    labels: Tensor
+    views: Mapping[str, str]
+    rows: Tensor
+    augment: Sequence[str] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.__getitems__([range(len(self))[index]]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = self.rows[torch.as_tensor(indices)]
+        draws = Draws.of(len(rows), self.augment) if self.augment else None
+        batch = {
+            prefix + name: value
+            for prefix, view in self.views.items()
+            for name, value in self.source.batch(rows, view, draws).items()
+        }
+        return batch | {"labels": self.labels[rows]}
+
+    def among(self, chosen: Tensor) -> Examples:
+        """Only the rows where the mask over this split's rows is true."""
+        return replace(self, rows=self.rows[chosen[self.rows]])
+
+
+def whole_batch(batch: Any) -> Any:
+    """The collator for `Examples`: their batches are whole already."""
+    return batch

@@ -1,0 +1,73 @@
+"""The objective of a recipe: names bound to terms when the file is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from hfdistill.errors import HfDistillError
+from hfdistill.recipe.values import RecipeError, converted, unknown_key
+
+if TYPE_CHECKING:
+    from hfdistill.knowledge import Term
+
+Options = Mapping[str, Any]
+
+
+def terms_of(entries: Sequence[Mapping[str, Any]], path: str) -> list[Term]:
+    """The terms that a list such as `[{task: {weight: 0.5}}, {logits: {loss: forward_kl}}]` describes.
+
+    Errors: RecipeError for an unknown kind, loss or option, naming the nearest, and for values of a wrong type.
+    """
+    terms = []
+    for index, entry in enumerate(entries):
+        where = f"{path}.{index}"
+        if len(entry) != 1:
+            raise RecipeError(
+                f"{where}: got {dict(entry)!r}, expected one kind of term, such as {{task: {{weight: 1}}}}."
+            )
+        ((kind, options),) = entry.items()
+        if kind not in KINDS:
+            raise unknown_key(f"{where}.{kind}", KINDS)
+        if options is not None and not isinstance(options, Mapping):
+            raise RecipeError(f"{where}.{kind}: got {options!r}, expected the term's options, such as {{weight: 1}}.")
+        terms.append(KINDS[kind](options or {}, f"{where}.{kind}"))
+    return terms
+
+
+def _task(options: Options, path: str) -> Term:
+    from hfdistill.knowledge import TaskLoss
+
+    return TaskLoss(**_bound(TaskLoss.__init__, options, path, ["weight"]))
+
+
+def _logits(options: Options, path: str) -> Term:
+    from hfdistill.knowledge import Logits, bound_options, loss_named
+
+    own = {key: value for key, value in options.items() if key in ("loss", "weight", "name")}
+    others = {key: value for key, value in options.items() if key not in own}
+    try:
+        loss = loss_named(converted(own.pop("loss", "forward_kl"), str, f"{path}.loss"))
+        bound_options(loss, others)
+        return Logits(loss, **_bound(Logits.__init__, own, path, ["weight", "name"]), **_bound(loss, others, path))
+    except RecipeError:
+        raise
+    except HfDistillError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _bound(function: Any, options: Options, path: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+    """The options as the types that `function` declares."""
+    names = list(inspect.signature(function).parameters) if allowed is None else allowed
+    hints = get_type_hints(function)
+    values = {}
+    for key, value in options.items():
+        if key not in names:
+            raise unknown_key(f"{path}.{key}", names)
+        values[key] = converted(value, hints[key], f"{path}.{key}")
+    return values
+
+
+KINDS = {"task": _task, "logits": _logits}
+"""Kinds of terms that a recipe can name."""

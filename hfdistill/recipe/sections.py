@@ -1,0 +1,238 @@
+"""The sections of a recipe: one frozen dataclass each, checked when it is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+
+from hfdistill.recipe.objective import terms_of
+from hfdistill.recipe.training import training_settings
+from hfdistill.recipe.values import RecipeError, converted, unknown_key
+
+if TYPE_CHECKING:
+    from hfdistill.objective import Objective
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+Augmentation = Literal["random_crop", "horizontal_flip", "random_resized_crop"]
+
+
+def _settle(section: Any, name: str, value: Any) -> None:
+    object.__setattr__(section, name, value)
+
+
+@dataclass(frozen=True)
+class TeacherSection:
+    """The teacher: `model` (Hub id or folder) or `config` (model_type and its settings, trained from scratch).
+
+    With `finetune` (TrainingArguments' names, over those of `training`) it is first trained on the labels; without, it is
+    used as it is. `processor` is a Hub id or folder, by default that of `model`.
+    """
+
+    SECTION: ClassVar[str] = "teacher"
+
+    model: str | None = None
+    config: dict[str, Any] | None = None
+    revision: str | None = None
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+    processor: str | None = None
+    finetune: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_source(self, {"model": self.model, "config": self.config})
+        if self.finetune is not None:
+            _settle(self, "finetune", training_settings(self.finetune, "teacher.finetune"))
+        elif self.config is not None:
+            raise RecipeError(
+                "teacher.config: a teacher built from a config knows nothing yet; add teacher.finetune (it may be {} to "
+                "train like the student), or name a trained teacher in teacher.model."
+            )
+
+
+@dataclass(frozen=True)
+class StudentSection:
+    """The student: `model`, `config`, or `from_teacher` (options of student_from_teacher, such as {layers: 2}).
+
+    `from_teacher` takes layers of the teacher as it is loaded, before `teacher.finetune`, so that the control has
+    learnt nothing from the fine-tuned teacher. `finetune` asks for a last fine-tune of the distilled student on the labels.
+    """
+
+    SECTION: ClassVar[str] = "student"
+
+    model: str | None = None
+    config: dict[str, Any] | None = None
+    from_teacher: dict[str, Any] | None = None
+    revision: str | None = None
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+    processor: str | None = None
+    finetune: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_source(self, {"model": self.model, "config": self.config, "from_teacher": self.from_teacher})
+        if self.finetune is not None:
+            _settle(self, "finetune", training_settings(self.finetune, "student.finetune"))
+
+
+def _check_source(section: TeacherSection | StudentSection, sources: Mapping[str, Any]) -> None:
+    given = [name for name, value in sources.items() if value is not None]
+    names = ", ".join(sources)
+    if len(given) != 1:
+        came = f"{' and '.join(given)} came" if given else "none came"
+        hint = f" Set the others to null, such as {section.SECTION}.{given[0]}: null." if given else ""
+        raise RecipeError(f"{section.SECTION}: expected exactly one of {names}; {came}.{hint}")
+    if section.config is not None and "model_type" not in section.config:
+        raise RecipeError(f"{section.SECTION}.config: model_type is missing; expected one such as vit, resnet or bert.")
+    if section.revision is not None and section.model is None:
+        raise RecipeError(
+            f"{section.SECTION}.revision: it belongs to a Hub id in {section.SECTION}.model, and there is none."
+        )
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The examples: a Hub id, local files or folders, or the embedded `digits`. recipes/README.md tells each key."""
+
+    SECTION: ClassVar[str] = "data"
+
+    dataset: str | dict[str, Any]
+    name: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = "test"
+    validation_fraction: float = 0.1
+    test_fraction: float | None = None
+    split_seed: int = 0
+    image_column: str | None = None
+    text_columns: str | list[str] | None = None
+    label_column: str | list[str] = "label"
+    problem_type: ProblemType | None = None
+    max_length: int | None = None
+    image_size: int | list[int] | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    augment: list[Augmentation] = field(default_factory=list)
+    labelled: int | None = None
+    unlabelled: Literal["teacher", "drop"] = "teacher"
+    teacher_labels: Literal["same", "all"] = "same"
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("validation_fraction", "test_fraction"):
+            fraction = getattr(self, name)
+            if fraction is not None and not 0 < fraction < 1:
+                raise RecipeError(f"data.{name}: got {fraction}, expected a share of the train split between 0 and 1.")
+        for name in ("labelled", "max_train_samples", "max_eval_samples", "max_length"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise RecipeError(f"data.{name}: got {number}, expected a whole number of at least 1.")
+        if isinstance(self.text_columns, str):
+            _settle(self, "text_columns", [self.text_columns])
+        if self.text_columns is not None and len(self.text_columns) not in (1, 2):
+            raise RecipeError(f"data.text_columns: got {self.text_columns}, expected one column, or two for pairs.")
+        if self.text_columns is not None and self.image_column is not None:
+            raise RecipeError("data: image_column and text_columns came; expected one kind of input. Set one to null.")
+        if self.text_columns is not None and self.augment:
+            raise RecipeError("data.augment: these change images, and the recipe reads text; set it to [].")
+        if self.test_fraction is not None and self.test_split is not None:
+            raise RecipeError(
+                "data.test_fraction: a test_split is named too; set data.test_split to null to carve one."
+            )
+
+
+@dataclass(frozen=True)
+class ObjectiveSection:
+    """What the student learns: `alpha` (the teacher's share) and `temperature`, or a list of `terms`."""
+
+    SECTION: ClassVar[str] = "objective"
+
+    alpha: float | None = None
+    temperature: float | None = None
+    terms: list[dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.terms is not None and (self.alpha is not None or self.temperature is not None):
+            raise RecipeError(
+                "objective: terms came beside alpha or temperature; expected one way. Put them in the terms."
+            )
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise RecipeError(f"objective.alpha: got {self.alpha}, expected the teacher's share of the loss, 0 to 1.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise RecipeError(f"objective.temperature: got {self.temperature}, expected a number above 0, such as 2.")
+        if self.terms is not None and not self._objective().needs_teacher:
+            raise RecipeError(
+                "objective.terms: no term learns from the teacher; add one such as {logits: {weight: 0.5}}."
+            )
+
+    def build(self) -> Objective | None:
+        """The objective of `terms`, or None for the default, which takes the config's alpha and temperature."""
+        return None if self.terms is None else self._objective()
+
+    def _objective(self) -> Objective:
+        from hfdistill.errors import HfDistillError
+        from hfdistill.objective import Objective
+
+        terms = terms_of(self.terms or [], "objective.terms")
+        try:
+            return Objective(terms)
+        except HfDistillError as error:
+            raise RecipeError(f"objective.terms: {error}") from error
+
+    def arguments(self) -> dict[str, float]:
+        """alpha and temperature where they are given."""
+        given = {"alpha": self.alpha, "temperature": self.temperature}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run: who learns what from whom, on which data, how."""
+
+    student: StudentSection
+    teacher: TeacherSection
+    data: DataSection
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    training: dict[str, Any] = field(default_factory=dict)
+    control: bool = True
+    seeds: list[int] = field(default_factory=lambda: [42])
+
+    def __post_init__(self) -> None:
+        _settle(self, "training", training_settings(self.training, "training"))
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise RecipeError(
+                f"seeds: got {self.seeds}, expected different whole numbers of at least 0, such as [42, 43]."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key with its value, as written to recipe.yaml."""
+        return dataclasses.asdict(self)
+
+
+def recipe_of(content: Mapping[str, Any]) -> Recipe:
+    """The recipe that a parsed YAML file describes. Errors: RecipeError naming the key."""
+    return _section(Recipe, content, "")  # type: ignore[no-any-return]
+
+
+def _section(section: Any, content: Any, path: str) -> Any:
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
+        raise RecipeError(f"{path}: got {content!r}, expected a mapping of keys to values.")
+    hints = get_type_hints(section)
+    fields = {entry.name: entry for entry in dataclasses.fields(section)}
+    values = {}
+    for key, value in content.items():
+        where = f"{path}.{key}".lstrip(".")
+        if key not in fields:
+            raise unknown_key(where, fields)
+        nested = dataclasses.is_dataclass(hints[key])
+        if value is None and key == "training":
+            value = {}
+        values[key] = _section(hints[key], value, where) if nested else converted(value, hints[key], where)
+    for name, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise RecipeError(f"{f'{path}.{name}'.lstrip('.')}: this key is missing, and it has no default.")
+    return section(**values)
