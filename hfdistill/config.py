@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -19,7 +19,7 @@ class DistillationConfig(TrainingArguments):
     is T > 0. Both are ignored when the trainer is given an `objective`. Errors: HfDistillError for values outside.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 (upstream's type)
         *TrainingArguments._VALID_DICT_FIELDS,
         "model_init_kwargs",
         "teacher_model_init_kwargs",

@@ -186,7 +186,7 @@ class DistillationTrainer(Trainer):
         """The objective for one micro-batch, divided by the rows of its whole optimizer step."""
         rows = self.task.rows(inputs)
         outputs = model(**self.views.student(inputs))
-        targets = self.teacher(self.views.teacher(inputs)) if self.teacher is not None else None
+        targets = self._targets(inputs)
         self._watch_faults(outputs.logits, targets, rows)
         context = StepContext(outputs.logits, targets, rows, self.task)
         if isinstance(num_items_in_batch, RowCounts):
@@ -197,12 +197,18 @@ class DistillationTrainer(Trainer):
             outputs = {"logits": outputs.logits}
         return (total, outputs) if return_outputs else total
 
+    def _targets(self, inputs: Mapping[str, Any]) -> Targets | None:
+        if self.teacher is None or not self.objective.needs_teacher:
+            return None
+        return self.teacher(self.views.teacher(inputs))
+
     def _training_total(self, context: StepContext, counts: RowCounts) -> torch.Tensor:
         smoothed = replace(context, label_smoothing=self.args.label_smoothing_factor)
         total, parts = self.objective(smoothed, counts)
         self.train_parts.add(parts)
         # DDP, FSDP and DeepSpeed average gradients over ranks, and the counts are global already.
-        return total * self.accelerator.num_processes
+        scaled: torch.Tensor = total * self.accelerator.num_processes
+        return scaled
 
     def _evaluation_total(self, context: StepContext) -> torch.Tensor:
         counts = RowCounts.of([context.rows], context.logits.device)

@@ -124,10 +124,12 @@ def processed(processing_class: Any, examples: Sequence[Mapping[str, Any]], colu
     """One padded batch of tensors from raw columns."""
     if isinstance(processing_class, PreTrainedTokenizerBase):
         texts = [[str(example[column]) for example in examples] for column in columns]
-        return processing_class(*texts, padding=True, truncation=True, return_tensors="pt")
+        batch: BatchFeature = processing_class(*texts, padding=True, truncation=True, return_tensors="pt")
+        return batch
     if isinstance(processing_class, BaseImageProcessor):
         images = [example[columns[0]] for example in examples]
-        return processing_class(images, return_tensors="pt")
+        batch = processing_class(images, return_tensors="pt")
+        return batch
     raise HfDistillError(
         f"A processor of type {type(processing_class).__name__} came; expected a tokenizer or an image processor. For "
         f"other inputs give the teacher's tensors in columns with the prefix {TEACHER_PREFIX!r}."
