@@ -1,0 +1,169 @@
+"""What holds for every loss in LOSSES; a new loss is taken up by itself."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from hfdistill import losses
+from hfdistill.losses import LOSSES, standardize
+
+# Exceptions to the contract, each with its reason.
+NOT_ZERO_AT_TEACHER = {
+    "hard_label": "a cross-entropy with one class",
+    "normalized_kd": "a cross-entropy, which keeps the teacher's entropy",
+}
+COMPARES_ROWS = {
+    "dist": "its intra-class part runs over rows",
+}
+NOT_SCALED_BY_T_SQUARED = {
+    "normalized_kd": "its target part is at T = 1",
+}
+GROWS_WITH_T = {
+    "dist": "a correlation ignores scale, so the published T squared makes its gradient grow",
+}
+EXCEPTIONS = NOT_ZERO_AT_TEACHER, COMPARES_ROWS, NOT_SCALED_BY_T_SQUARED, GROWS_WITH_T
+
+
+def test_names_are_sorted_and_complete():
+    assert losses.__all__ == sorted(losses.__all__)
+    assert set(LOSSES) < set(losses.__all__)
+    assert list(LOSSES) == sorted(LOSSES)
+
+
+def test_exceptions_name_existing_losses():
+    assert set().union(*EXCEPTIONS) <= set(LOSSES)
+
+
+def test_options_can_be_read_from_the_signature(case):
+    student, teacher, *options = inspect.signature(case.function).parameters.values()
+    assert (case.function.__name__, student.name, teacher.name) == (case.name, "student", "teacher")
+    assert all(option.kind is inspect.Parameter.KEYWORD_ONLY for option in options)
+    required = {option.name for option in options if option.default is inspect.Parameter.empty}
+    assert required <= {"labels", "indices"}
+
+
+def test_one_value_a_row_in_a_wide_dtype(case):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        student, teacher = case.pair(dtype)
+        value = case(student, teacher)
+        assert value.shape == (len(student),)
+        assert value.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+
+
+def test_zero_and_flat_where_student_equals_teacher(case):
+    student, _ = case.pair()
+    value = case(student, student.detach().clone())
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    if case.name in NOT_ZERO_AT_TEACHER:
+        assert value.min() > 1e-3
+    else:
+        assert value.abs().max() < 1e-10
+        assert gradient.abs().max() < 1e-10
+
+
+def test_non_negative(case):
+    for dtype in (torch.float64, torch.float32):
+        student, teacher = case.pair(dtype)
+        for scale in (0.0, 1e-3, 1.0, 100.0):
+            assert case(student * scale, teacher).min() >= 0
+            assert case(teacher + scale * 1e-3 * student, teacher).min() >= -1e-6
+
+
+def test_rows_do_not_touch_each_other(case):
+    student, teacher = case.pair()
+    for row in range(len(student)):
+        (gradient,) = torch.autograd.grad(case(student, teacher)[row], student)
+        touched = gradient.flatten(1).abs().sum(1) > 0
+        assert touched[row]
+        assert touched.sum() == (len(student) if case.name in COMPARES_ROWS else 1)
+
+
+def test_gradient_is_the_derivative(case):
+    student, teacher = case.pair()
+    weights = torch.linspace(0.5, 2.0, len(student), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda values: weights * case(values, teacher), student)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_inputs_are_computed_in_float32(case, dtype):
+    student, teacher = case.pair(dtype)
+    value = case(student, teacher)
+    expected = case(student.float(), teacher.float())
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    assert gradient.dtype == dtype
+
+
+def test_autocast_does_not_lower_the_precision(case):
+    student, teacher = case.pair(torch.float32)
+    expected = case(student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = case(student, teacher)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_temperature_scales_by_its_square(case):
+    if "temperature" not in case.parameters or case.name in NOT_SCALED_BY_T_SQUARED:
+        pytest.skip("no T squared in this loss")
+    student, teacher = case.pair()
+    torch.testing.assert_close(
+        case(student * 3, teacher * 3, temperature=3.0), 9 * case(student, teacher, temperature=1.0)
+    )
+
+
+def test_gradient_size_is_bounded_over_temperature(case):
+    if "temperature" not in case.parameters or case.name in GROWS_WITH_T:
+        pytest.skip("no temperature in this loss, or a stated exception")
+    student, teacher = case.pair()
+    sizes = []
+    for temperature in (1.0, 4.0, 16.0):
+        (gradient,) = torch.autograd.grad(case(student, teacher, temperature=temperature).mean(), student)
+        sizes.append(gradient.norm().item())
+    assert max(sizes) / min(sizes) < 8
+
+
+def test_finite_at_huge_values(case):
+    for pattern in (1.0, -1.0):
+        for dtype in (torch.float32, torch.float64):
+            student, teacher = case.pair(dtype)
+            for huge_s, huge_t in (
+                (1e4 * student.sign(), 1e4 * pattern * student.sign()),
+                (1e4 * student, pattern * 1e4 * teacher),
+                (1e4 * student, teacher),
+                (student, 1e4 * teacher),
+                (0 * student, teacher),
+                (student, 0 * teacher),
+            ):
+                value = case(huge_s, huge_t.detach())
+                (gradient,) = torch.autograd.grad(value.sum(), student)
+                assert value.isfinite().all()
+                assert gradient.isfinite().all()
+
+
+def test_teacher_gets_no_gradient(case):
+    student, teacher = case.pair()
+    teacher.requires_grad_()
+    case(student, teacher).sum().backward()
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
+
+
+def test_no_rows_give_no_values_or_a_refusal(case):
+    student, teacher = case.pair(rows=0)
+    if case.name in COMPARES_ROWS:
+        with pytest.raises(ValueError, match="batch of 0"):
+            case(student, teacher)
+    else:
+        assert case(student, teacher).shape == (0,)
+
+
+def test_standardized_option_is_standardize_applied_first(case):
+    if "standardized" not in case.parameters:
+        pytest.skip("no softmax over the classes of both sides, or only kept classes")
+    student, teacher = case.pair()
+    value = case(student, teacher, standardized=True)
+    torch.testing.assert_close(value, case(standardize(student), standardize(teacher)))
+    torch.testing.assert_close(value, case(3 * student + 1, 5 * teacher - 2, standardized=True), rtol=1e-5, atol=1e-6)
