@@ -6,15 +6,19 @@ import logging
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hfdistill import contract, loading
+from hfdistill._version import __version__
+from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
 from hfdistill.faults import FaultWatch
@@ -282,6 +286,25 @@ class DistillationTrainer(Trainer):
         else:
             super()._load_best_model()
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write Trainer's card, then what was distilled from whom into it."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            extend_card(Path(self.args.output_dir or "."), self._card_facts())
+
+    def _card_facts(self) -> CardFacts:
+        bare = contract.bare(self.model)
+        start = bare.config._name_or_path if isinstance(bare, PreTrainedModel) else ""
+        return CardFacts(
+            name=Path(self.args.output_dir or ".").resolve().name,
+            teacher=self.teacher_name,
+            teacher_revision=self.args.teacher_model_revision,
+            teacher_licence=known_licence(self.teacher_name, self.args.teacher_model_revision),
+            terms=term_facts(self.objective),
+            base_model=start or None,
+            versions={"hfdistill": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        )
+
     def _is_whole(self, checkpoint: str) -> bool:
         return has_weights(checkpoint) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
@@ -308,11 +331,13 @@ def _checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, 
 def _teacher_module(
     teacher: nn.Module | str | None, args: DistillationConfig, objective: Objective | None
 ) -> tuple[nn.Module | None, str | None]:
-    """The teacher as a module, and its name where it came by name."""
+    """The teacher as a module, and the name that it was loaded by, where it has one."""
     if objective is not None and not objective.needs_teacher:
         return None, None
     if teacher is None:
         teacher = args.teacher_model_name_or_path
+    if isinstance(teacher, PreTrainedModel):
+        return teacher, teacher.config._name_or_path or None
     if not isinstance(teacher, str):
         return teacher, None
     return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs), teacher

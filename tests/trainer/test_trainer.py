@@ -323,3 +323,16 @@ def test_arguments_survive_a_round_trip(tmp_path: Path) -> None:
     arguments = config(tmp_path, teacher_model_init_kwargs='{"dtype": "bfloat16"}', alpha=0.25)
     assert arguments.teacher_model_init_kwargs == {"dtype": "bfloat16"}
     assert json.loads(arguments.to_json_string())["alpha"] == 0.25
+
+
+def test_card_names_teacher_and_terms(tmp_path: Path) -> None:
+    teacher = tiny.model("vit", seed=2)
+    teacher.save_pretrained(tmp_path / "teacher")
+    arguments = config(tmp_path / "student", temperature=3.0)
+    trainer = DistillationTrainer(tiny.model("vit", seed=1), arguments, teacher_model=str(tmp_path / "teacher"))
+    trainer.save_model()
+    trainer.create_model_card(model_name="student")
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert str(tmp_path / "teacher") in card
+    assert "temperature = 3.0" in card
+    assert "knowledge-distillation" in card

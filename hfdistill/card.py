@@ -1,0 +1,237 @@
+"""The model card of a student: who its teacher is, what it learnt by, how good it is, whom to cite.
+
+Nothing here reads a run or a trainer: whoever has one fills in `CardFacts`. The Hub knows four relations to a base
+model (finetune, adapter, quantized, merge) and none for distillation. `base_model` is therefore the checkpoint that the
+student's weights started from, with the relation finetune; a student that started from random weights has none. The
+teacher stands in the text, in the tag `knowledge-distillation` and in the key `teacher_model`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, HfApi, ModelCard
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # type: ignore[attr-defined]  # of httpx or httpx2, as the version has it
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from hfdistill._atomic import write_text
+from hfdistill.citations import BIBTEX, DISTILLATION, SOURCES, STANDARDIZED
+from hfdistill.errors import HfDistillError
+from hfdistill.knowledge import Logits, loss_name
+from hfdistill.objective import Objective
+
+TAGS = ("knowledge-distillation", "hfdistill")
+RELATION = "finetune"
+BEGIN, END = "<!-- hfdistill: begin -->", "<!-- hfdistill: end -->"
+LICENCE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class TermFacts:
+    """One term of the objective. `loss` is a name in LOSSES or of a function of your own, or None for the labels."""
+
+    name: str
+    weight: float
+    loss: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResultFacts:
+    """One number of the report, for the card's metadata."""
+
+    metric: str
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says. `teacher` and `base_model` are Hub ids, or descriptions, which stay out of the metadata.
+
+    `report` is Markdown about the results. `dataset` is a Hub id or a description.
+    """
+
+    name: str
+    teacher: str | None
+    terms: tuple[TermFacts, ...]
+    teacher_revision: str | None = None
+    teacher_training: str | None = None
+    teacher_licence: str | None = None
+    base_model: str | None = None
+    start: str | None = None
+    task: str | None = None
+    dataset: str | None = None
+    dataset_name: str | None = None
+    dataset_split: str = "test"
+    results: tuple[ResultFacts, ...] = ()
+    report: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def term_facts(objective: Objective) -> tuple[TermFacts, ...]:
+    """The terms of an objective with a positive weight, each option with its value, defaults included."""
+    facts = []
+    for term in objective.terms:
+        if isinstance(term, Logits):
+            parameters = list(inspect.signature(term.loss).parameters.values())[2:]
+            defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+            facts.append(TermFacts(term.name, term.weight, loss_name(term.loss), defaults | term.options))
+        else:
+            facts.append(TermFacts(term.name, term.weight))
+    return tuple(fact for fact in facts if fact.weight > 0)
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name if it can be a repository of the Hub, and not a folder or a description; otherwise None."""
+    if name is None or Path(name).exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def known_licence(name: str | None, revision: str | None = None) -> str | None:
+    """The licence of a model, from the README of its folder or from the Hub; None when neither tells."""
+    if name is None:
+        return None
+    readme = Path(name) / "README.md"
+    if readme.is_file():
+        licence = _loaded(readme).data.get("license")
+    elif hub_id(name) is None:
+        return None
+    else:
+        try:
+            info = HfApi().model_info(name, revision=revision, timeout=LICENCE_SECONDS)
+        except (HTTPError, OSError, ValueError):  # not found, no network, offline mode
+            return None
+        licence = info.card_data.get("license") if info.card_data is not None else None
+    return None if licence is None else str(licence)
+
+
+def distillation_card(facts: CardFacts) -> ModelCard:
+    """A whole card for a student whose folder has none yet."""
+    return _extended(ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {facts.name}\n"), facts)
+
+
+def extend_card(folder: Path, facts: CardFacts) -> None:
+    """Write the distillation into README.md of the folder, in place.
+
+    What Trainer or a person wrote there stays; what this function wrote before is replaced. Without a README.md one is
+    made. Errors: HfDistillError when the file cannot be read or written.
+    """
+    readme = folder / "README.md"
+    card = _extended(_loaded(readme), facts) if readme.exists() else distillation_card(facts)
+    write_text(readme, str(card))
+
+
+def _loaded(readme: Path) -> ModelCard:
+    try:
+        card: ModelCard = ModelCard.load(readme)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise HfDistillError(
+            f"got {readme}, whose metadata cannot be read ({error}), expected a model card; mend or remove the file"
+        ) from error
+    return card
+
+
+def _extended(card: ModelCard, facts: CardFacts) -> ModelCard:
+    data: Any = card.data
+    data.tags = [*(data.tags or []), *[tag for tag in TAGS if tag not in (data.tags or [])]]
+    data.library_name = data.library_name or "transformers"
+    data.pipeline_tag = data.pipeline_tag or facts.task
+    # What Trainer guessed may be the description of a config or a local folder, which the Hub refuses.
+    data.base_model = hub_id(facts.base_model)
+    data["base_model_relation"] = RELATION if data.base_model else None
+    data["teacher_model"] = hub_id(facts.teacher)
+    if hub_id(facts.dataset):
+        data.datasets = facts.dataset
+    if facts.results:
+        data.model_name = data.model_name or facts.name
+        data.metrics = [result.metric for result in facts.results]
+        data.eval_results = [_eval_result(result, facts) for result in facts.results]
+    card.text = f"{_without_ours(card.text).rstrip()}\n\n{BEGIN}\n\n{_section(facts)}\n\n{END}\n"
+    return card
+
+
+def _eval_result(result: ResultFacts, facts: CardFacts) -> EvalResult:
+    return EvalResult(
+        task_type=facts.task or "other",
+        dataset_type=hub_id(facts.dataset) or "custom",
+        dataset_name=facts.dataset_name or facts.dataset or "custom",
+        dataset_split=facts.dataset_split,
+        metric_type=result.metric,
+        metric_name=result.name,
+        metric_value=round(result.value, 6),
+    )
+
+
+def _without_ours(text: str) -> str:
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return before.rstrip() + after if begin and end else text
+
+
+def _section(facts: CardFacts) -> str:
+    """The section "Distillation" of the card's text."""
+    teacher = _linked(facts.teacher) if facts.teacher else "no teacher"
+    if facts.teacher_revision:
+        teacher += f" at revision `{facts.teacher_revision}`"
+    if facts.teacher_training:
+        teacher += f" ({facts.teacher_training})"
+    lines = [f"This model is a *student*: it learnt by knowledge distillation from the teacher {teacher}."]
+    if facts.start:
+        lines.append(f"Its weights started from {facts.start}.")
+    licence = facts.teacher_licence or "unknown"
+    lines.append(
+        f"Licence of the teacher: {licence}. Check what it says about models trained on the teacher's outputs."
+    )
+    if facts.dataset:
+        lines.append(f"Trained on {_linked(facts.dataset, 'datasets/')}.")
+    parts = ["## Distillation", " ".join(lines), _objective(facts)]
+    if facts.report:
+        parts += ["### Results", facts.report]
+    if facts.versions:
+        parts.append("Made with " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".")
+    papers = "\n\n".join(BIBTEX[paper] for paper in _papers(facts.terms))
+    parts += ["### Citation", f"```bibtex\n{papers}\n```"]
+    return "\n\n".join(parts)
+
+
+def _objective(facts: CardFacts) -> str:
+    rows = ["| term | weight | loss | options |", "| --- | ---: | --- | --- |"]
+    for term in facts.terms:
+        source = SOURCES.get(term.loss or "")
+        loss = "loss against the labels" if term.loss is None else f"`{term.loss}`"
+        if source is not None:
+            loss += f": {source.formula}"
+        options = ", ".join(f"{key} = {value}" for key, value in term.options.items())
+        rows.append(f"| {term.name} | {term.weight:g} | {loss} | {options} |")
+    note = "The loss is the weighted sum of these terms, each a mean over examples."
+    if any(term.options.get("standardized") for term in facts.terms):
+        note += f" With `standardized`: {STANDARDIZED.formula}."
+    return f"{note} p, q: probabilities of teacher and student; z: logits; T: temperature.\n\n" + "\n".join(rows)
+
+
+def _papers(terms: tuple[TermFacts, ...]) -> list[str]:
+    """Keys of the papers to cite, Hinton's first, none twice."""
+    papers = [DISTILLATION]
+    for term in terms:
+        source = SOURCES.get(term.loss or "")
+        papers += source.papers if source is not None else ()
+        papers += STANDARDIZED.papers if term.options.get("standardized") else ()
+    return list(dict.fromkeys(papers))
+
+
+def _linked(name: str, prefix: str = "") -> str:
+    return f"[{name}](https://huggingface.co/{prefix}{name})" if hub_id(name) else f"`{name}`"

@@ -1,0 +1,116 @@
+"""What each loss is in one line, and whom to cite for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loss's formula in plain text (p, q: teacher's and student's probabilities) and the keys of its papers."""
+
+    formula: str
+    papers: tuple[str, ...]
+
+
+DISTILLATION = "hinton2015distilling"
+
+SOURCES: dict[str, Source] = {
+    "bernoulli_kl": Source("T² Σ_c KL(Bernoulli(p_c) ‖ Bernoulli(q_c)), p = σ(z/T)", (DISTILLATION,)),
+    "decoupled_kl": Source("T² (α TCKD + β NCKD)", ("zhao2022decoupled",)),
+    "dist": Source("T² (β (1 − Pearson over classes) + γ (1 − Pearson over the batch))", ("huang2022knowledge",)),
+    "forward_kl": Source("T² KL(p ‖ q), p = softmax(z/T)", (DISTILLATION,)),
+    "hard_label": Source("cross-entropy against the teacher's most likely class", ("touvron2021training",)),
+    "jensen_shannon": Source("T² (β KL(p ‖ m) + (1 − β) KL(q ‖ m)), m = β p + (1 − β) q", ("agarwal2024onpolicy",)),
+    "logit_mse": Source("mean over classes of (z_student − z_teacher)²", ("ba2014deep", "kim2021comparing")),
+    "normalized_kd": Source(
+        "−p_y log q_y − γ T² Σ over c ≠ y of p̂_c log q̂_c, p̂ and q̂ without the label's class", ("yang2023knowledge",)
+    ),
+    "reverse_kl": Source("T² KL(q ‖ p), q = softmax(z/T)", ("gu2024minillm",)),
+    "skew_kl": Source("T² KL(p ‖ λ p + (1 − λ) q), or its reverse", ("ko2024distillm",)),
+    "top_k_kl": Source("T² KL(p ‖ q) over the teacher's k best classes and one bucket for the rest", (DISTILLATION,)),
+}
+
+STANDARDIZED = Source("logits first standardised over the classes", ("sun2024logit",))
+
+BIBTEX: dict[str, str] = {
+    DISTILLATION: """@article{hinton2015distilling,
+  title   = {Distilling the Knowledge in a Neural Network},
+  author  = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  journal = {arXiv preprint arXiv:1503.02531},
+  year    = {2015}
+}""",
+    "agarwal2024onpolicy": """@inproceedings{agarwal2024onpolicy,
+  title     = {On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes},
+  author    = {Agarwal, Rishabh and Vieillard, Nino and Zhou, Yongchao and Stanczyk, Piotr and Ramos Garea, Sabela
+               and Geist, Matthieu and Bachem, Olivier},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2306.13649}
+}""",
+    "ba2014deep": """@inproceedings{ba2014deep,
+  title     = {Do Deep Nets Really Need to be Deep?},
+  author    = {Ba, Jimmy and Caruana, Rich},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2014},
+  note      = {arXiv:1312.6184}
+}""",
+    "gu2024minillm": """@inproceedings{gu2024minillm,
+  title     = {{MiniLLM}: Knowledge Distillation of Large Language Models},
+  author    = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2306.08543}
+}""",
+    "huang2022knowledge": """@inproceedings{huang2022knowledge,
+  title     = {Knowledge Distillation from A Stronger Teacher},
+  author    = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022},
+  note      = {arXiv:2205.10536}
+}""",
+    "kim2021comparing": """@inproceedings{kim2021comparing,
+  title     = {Comparing {Kullback-Leibler} Divergence and Mean Squared Error Loss in Knowledge Distillation},
+  author    = {Kim, Taehyeon and Oh, Jaehoon and Kim, NakYil and Cho, Sangwook and Yun, Se-Young},
+  booktitle = {International Joint Conference on Artificial Intelligence},
+  year      = {2021},
+  note      = {arXiv:2105.08919}
+}""",
+    "ko2024distillm": """@inproceedings{ko2024distillm,
+  title     = {{DistiLLM}: Towards Streamlined Distillation for Large Language Models},
+  author    = {Ko, Jongwoo and Kim, Sungnyun and Chen, Tianyi and Yun, Se-Young},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+  note      = {arXiv:2402.03898}
+}""",
+    "sun2024logit": """@inproceedings{sun2024logit,
+  title     = {Logit Standardization in Knowledge Distillation},
+  author    = {Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2024},
+  note      = {arXiv:2403.01427}
+}""",
+    "touvron2021training": """@inproceedings{touvron2021training,
+  title     = {Training Data-Efficient Image Transformers \\& Distillation through Attention},
+  author    = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and Massa, Francisco and Sablayrolles, Alexandre
+               and J{\\'e}gou, Herv{\\'e}},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021},
+  note      = {arXiv:2012.12877}
+}""",
+    "yang2023knowledge": """@inproceedings{yang2023knowledge,
+  title     = {From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss
+               and Customized Soft Labels},
+  author    = {Yang, Zhendong and Zeng, Ailing and Li, Zhe and Zhang, Tianke and Yuan, Chun and Li, Yu},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year      = {2023},
+  note      = {arXiv:2303.13005}
+}""",
+    "zhao2022decoupled": """@inproceedings{zhao2022decoupled,
+  title     = {Decoupled Knowledge Distillation},
+  author    = {Zhao, Borui and Cui, Quan and Song, Renjie and Qiu, Yiyu and Liang, Jiajun},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2022},
+  note      = {arXiv:2203.08679}
+}""",
+}
