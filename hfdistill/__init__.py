@@ -18,7 +18,7 @@ _MODULES = {
     "HfDistillError": "errors",
     "Logits": "knowledge",
     "Objective": "objective",
-    "TaskLoss": "objective",
+    "TaskLoss": "knowledge",
     "student_from_teacher": "students",
 }
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from hfdistill.config import DistillationConfig as DistillationConfig
     from hfdistill.errors import HfDistillError as HfDistillError
     from hfdistill.knowledge import Logits as Logits
+    from hfdistill.knowledge import TaskLoss as TaskLoss
     from hfdistill.objective import Objective as Objective
-    from hfdistill.objective import TaskLoss as TaskLoss
     from hfdistill.students import student_from_teacher as student_from_teacher
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer
 else:

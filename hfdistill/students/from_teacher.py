@@ -1,0 +1,124 @@
+"""A student made of some of its teacher's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast, overload
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from hfdistill.contract import check_trained
+from hfdistill.errors import HfDistillError
+from hfdistill.students.layers import (
+    check_same_layers,
+    chosen_layers,
+    layer_count,
+    layer_lists,
+    network_with_layers,
+)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@overload
+def student_from_teacher(teacher: Model, *, layers: int | Sequence[int]) -> Model: ...
+@overload
+def student_from_teacher(teacher: str, *, layers: int | Sequence[int]) -> PreTrainedModel: ...
+def student_from_teacher(teacher: PreTrainedModel | str, *, layers: int | Sequence[int]) -> PreTrainedModel:
+    """Return a student of the teacher's architecture that has fewer layers, all its weights copied from the teacher.
+
+    Embeddings, norms and head are the teacher's own, so are the chosen layers. A student that starts so needs far fewer
+    steps than one that starts from random weights: DistilBERT took every other layer of BERT in this way (Sanh et al.,
+    2019, https://arxiv.org/abs/1910.01108), Patient Knowledge Distillation compares which layers to take (Sun et al.,
+    2019, https://arxiv.org/abs/1908.09355). The teacher is not changed and shares no memory with the student.
+
+    Args:
+        teacher: a Transformers encoder or decoder with a stack of like layers (BERT, RoBERTa, ModernBERT, ViT, DeiT,
+            BEiT, DINOv2, Llama, GPT-2, ...), or the Hub id or folder of one, loaded as the architecture it was saved as.
+        layers: how many layers to keep, spread evenly from the first to the last (12 layers, ``layers=6``: 0, 2, 4, 7,
+            9, 11; ``layers=1``: the first, which knows the embeddings); or which ones, counted from 0, ascending.
+
+    Returns:
+        The student in evaluation mode, on the teacher's device and in its dtype. With all layers it computes exactly
+        what the teacher does.
+
+    Raises:
+        HfDistillError: if the layers are not the teacher's, if it has no such stack (ResNet, Swin, BART, ALBERT), or if
+            a layer works differently at its new place.
+
+    """
+    network = _loaded(teacher) if isinstance(teacher, str) else teacher
+    count = layer_count(network)
+    chosen = chosen_layers(layers, count)
+    student = network_with_layers(network, chosen, count)
+    stacks = layer_lists(network, count, student, len(chosen))
+    _copy(network, student, stacks, chosen)
+    check_same_layers(network, student, stacks, chosen)
+    student.train(mode=False)
+    return student
+
+
+def _loaded(name: str) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(name)
+        architecture = (config.architectures or ["(none)"])[0]
+        # By its class and not by an auto class: a masked-language model or a bare encoder has layers to give as well.
+        network_class: Any = getattr(transformers, architecture)
+        network, info = network_class.from_pretrained(name, output_loading_info=True)
+    except AttributeError as error:
+        raise HfDistillError(
+            f"The config of {name!r} names the architecture {architecture}, which Transformers does not have; load the "
+            "teacher yourself and pass the module."
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HfDistillError(
+            f"The teacher {name!r} could not be loaded: {reason} Expected a Hub id that this machine can reach or has "
+            "cached, or a folder written by save_pretrained."
+        ) from error
+    check_trained(network, sorted(info["missing_keys"]))
+    return cast("PreTrainedModel", network)
+
+
+def _copy(teacher: nn.Module, student: nn.Module, stacks: Sequence[str], chosen: Sequence[int]) -> None:
+    """Fill the student's tensors from the teacher's; neither may have one that the other lacks."""
+    given = _chosen_tensors(teacher.state_dict(), stacks, chosen)
+    shapes = {name: tensor.shape for name, tensor in given.items()}
+    own = student.state_dict()
+    strangers = sorted(
+        name for name in own.keys() | shapes.keys() if name not in own or shapes.get(name) != own[name].shape
+    )
+    if strangers:
+        # ModernBERT's first layer, which alone has no norm before its attention, is such a case.
+        raise HfDistillError(
+            f"The layers {list(chosen)} of {type(teacher).__name__} do not make a student of the same kind: "
+            f"{len(strangers)} of its tensors do not fit, such as {strangers[0]!r}. Expected layers that may stand at any "
+            "place; where the first layers differ from the others, keep them: layers=[0, ...]."
+        )
+    # A teacher may hold norms or its head in another dtype than the rest.
+    tensors = dict(student.named_parameters(remove_duplicate=False)) | dict(
+        student.named_buffers(remove_duplicate=False)
+    )
+    for name, tensor in given.items():
+        tensors[name].data = tensors[name].data.to(tensor.dtype)
+    student.load_state_dict(given, strict=True)
+
+
+def _chosen_tensors(
+    tensors: Mapping[str, torch.Tensor], stacks: Sequence[str], chosen: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors outside the layers and of the chosen layers, the latter under their new numbers."""
+    places = {layer: place for place, layer in enumerate(chosen)}
+    kept = {}
+    for name, tensor in tensors.items():
+        stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
+        if stack is None:
+            kept[name] = tensor
+            continue
+        layer, _, rest = name.removeprefix(f"{stack}.").partition(".")
+        if int(layer) in places:
+            kept[f"{stack}.{places[int(layer)]}.{rest}"] = tensor
+    return kept

@@ -1,0 +1,169 @@
+"""Which layers a model has, which are chosen, and whether a layer is still itself at another place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from typing import TypeVar
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hfdistill.errors import HfDistillError
+
+# Config fields that hold one value a layer, as Transformers 5 names them.
+PER_LAYER_FIELDS = (
+    "layer_types",
+    "layers_block_type",
+    "mlp_layer_types",
+    "indexer_types",
+    "layer_rope_theta",
+    "no_rope_layers",
+    "num_attention_heads_per_layer",
+    "attention_window",
+)
+# Config fields that count or name layers for use as a backbone; the config works them out again.
+BACKBONE_FIELDS = ("stage_names", "out_features", "out_indices")
+# What a layer may know of its place without computing anything else: its number, and the rate of its own dropping.
+PLACE_WORDS = ("idx", "index", "layer_id", "drop")
+EXPECTED = "expected a Transformers encoder or decoder with a stack of like layers (BERT, ViT, Llama, GPT-2, ...)"
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def layer_count(teacher: nn.Module) -> int:
+    """Return the number of layers of a model whose layers can be chosen from.
+
+    Raises:
+        HfDistillError: if it is no such model, naming why.
+
+    """
+    if not isinstance(teacher, PreTrainedModel):
+        raise HfDistillError(
+            f"The teacher is a {type(teacher).__name__}; {EXPECTED}. Unwrap it first (PEFT: "
+            "teacher.merge_and_unload()), or build the student yourself."
+        )
+    settings = teacher.config.to_dict()
+    if settings.get("is_encoder_decoder"):
+        raise _refusal(teacher, "it has an encoder and a decoder, each with layers of its own")
+    if "quantization_config" in settings:
+        raise _refusal(teacher, "it is quantised; load it without quantization_config")
+    if "depths" in settings:
+        raise _refusal(teacher, "its layers come in stages of different shapes (depths)")
+    count = settings.get(_count_field(teacher.config))
+    if not isinstance(count, int):
+        raise _refusal(teacher, "its config has no num_hidden_layers")
+    return count
+
+
+def chosen_layers(layers: int | Sequence[int], count: int) -> list[int]:
+    """Return which of ``count`` layers to keep: the given ones, or that many, spread from the first to the last.
+
+    Raises:
+        HfDistillError: if the number or one of the indices is out of range, or the indices do not ascend.
+
+    """
+    if isinstance(layers, int):
+        if not 1 <= layers <= count:
+            raise HfDistillError(f"layers={layers}, but the teacher has {count} layers; expected 1 to {count}.")
+        steps = max(layers - 1, 1)
+        return [(2 * place * (count - 1) + steps) // (2 * steps) for place in range(layers)]
+    chosen = list(layers)
+    if not chosen or not all(isinstance(layer, int) and 0 <= layer < count for layer in chosen):
+        raise HfDistillError(
+            f"layers={chosen}, but the teacher has {count} layers; expected at least one index from 0 to {count - 1}."
+        )
+    if chosen != sorted(set(chosen)):
+        raise HfDistillError(
+            f"layers={chosen}; expected each layer at most once and in the teacher's order: {sorted(set(chosen))}."
+        )
+    return chosen
+
+
+def network_with_layers(teacher: Model, chosen: Sequence[int], count: int) -> Model:
+    """Return a network like the teacher with fewer layers, its weights random, on the teacher's device.
+
+    Raises:
+        HfDistillError: if the architecture does not admit it.
+
+    """
+    config = teacher.config
+    settings = {name: value for name, value in config.to_dict().items() if name not in BACKBONE_FIELDS}
+    settings[_count_field(config)] = len(chosen)
+    for name in PER_LAYER_FIELDS:
+        values = settings.get(name)
+        if isinstance(values, list | tuple) and len(values) == count:
+            settings[name] = [values[layer] for layer in chosen]
+    try:
+        # Built from the fields, as from_pretrained will do with the saved student, not from an edited copy.
+        fewer = type(config).from_dict(settings)
+        fewer._attn_implementation = config._attn_implementation
+        with teacher.device:
+            return type(teacher)(fewer)
+    except (ValueError, AssertionError) as error:
+        raise _refusal(teacher, f"its config does not admit {len(chosen)} layers ({error})") from error
+
+
+def layer_lists(teacher: PreTrainedModel, count: int, student: nn.Module, kept: int) -> list[str]:
+    """Return the names of the module lists that hold one entry a layer: those that shrank with the config.
+
+    Raises:
+        HfDistillError: if there is none, as where all layers share their weights.
+
+    """
+    lengths = {name: len(module) for name, module in student.named_modules() if isinstance(module, nn.ModuleList)}
+    found: list[str] = []
+    for name, module in teacher.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside and len(module) == count and lengths.get(name) == kept:
+            found.append(name)
+    if not found:
+        raise _refusal(teacher, f"no list of its modules has one entry for each of the {count} layers in its config")
+    return found
+
+
+def check_same_layers(teacher: nn.Module, student: nn.Module, stacks: Sequence[str], chosen: Sequence[int]) -> None:
+    """Refuse a student one of whose layers computes something else than the teacher's layer that it was copied from.
+
+    Tensors alone do not tell: whether attention is local or global, or by how much it is scaled, may hang on the place.
+    """
+    for stack in stacks:
+        for place, layer in enumerate(chosen):
+            pairs = zip(
+                teacher.get_submodule(f"{stack}.{layer}").named_modules(),
+                student.get_submodule(f"{stack}.{place}").named_modules(),
+                strict=True,
+            )
+            for (name, ours), (_, theirs) in pairs:
+                before, after = _settings(ours), _settings(theirs)
+                changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+                if changed:
+                    key = changed[0]
+                    raise HfDistillError(
+                        f"Layer {layer} of the teacher cannot become layer {place} of the student: "
+                        f"{'.'.join(filter(None, (name, key)))} would change from {before.get(key)!r} to "
+                        f"{after.get(key)!r} with its place. Choose layers for which it stays, or build the student "
+                        "yourself."
+                    )
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    """Return the plain values that a module keeps beside its tensors, less those that only tell its place."""
+    return {"class": type(module).__name__} | {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str)
+        and name != "training"
+        and not any(w in name for w in PLACE_WORDS)
+    }
+
+
+def _count_field(config: PreTrainedConfig) -> str:
+    return config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+
+
+def _refusal(teacher: PreTrainedModel, reason: str) -> HfDistillError:
+    return HfDistillError(
+        f"{type(teacher).__name__} cannot be cut by layers: {reason}; {EXPECTED}. Give a smaller model as the student."
+    )
