@@ -77,24 +77,32 @@ def test_resume_is_exact(architecture: str, tmp_path: Path) -> None:
 def test_best_model_is_the_saved_one(tmp_path: Path) -> None:
     student, teacher = tiny.model("vit", layers=1, seed=1), tiny.model("vit", seed=2)
     data = examples("vit", SINGLE, unlabelled=False)
-    arguments = config(
-        tmp_path,
-        max_steps=4,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        learning_rate=3.0,
-        optim="sgd",
-        load_best_model_at_end=True,
-        metric_for_best_model="loss",
-    )
+    often = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    # The highest loss counts as best, so that the best checkpoint is the first and not the last.
+    best_first = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    arguments = config(tmp_path, max_steps=4, learning_rate=0.1, optim="sgd", **often, **best_first)
     trainer = DistillationTrainer(student, arguments, teacher_model=teacher, train_dataset=data, eval_dataset=data)
     trainer.train()
+    assert trainer.state.best_global_step == 1
     best = AutoModelForImageClassification.from_pretrained(trainer.state.best_model_checkpoint)
     for name, value in best.named_parameters():
         assert torch.equal(value, dict(trainer.model.named_parameters())[name]), name
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)
+
+
+def test_rows_without_label_count_for_the_teacher_only(tmp_path: Path) -> None:
+    student, teacher = tiny.model("vit", seed=1), tiny.model("vit", seed=2)
+    batch = tiny.batch("vit", rows=6)
+    batch["labels"][1:3] = -100
+    trainer = DistillationTrainer(student, config(tmp_path, alpha=0.3, temperature=2.0), teacher_model=teacher)
+    total = trainer.compute_loss(trainer.model, dict(batch))
+    with torch.no_grad():
+        ours, theirs = student(batch["pixel_values"]).logits, teacher(batch["pixel_values"]).logits
+    soft = 4 * functional.kl_div((ours / 2).log_softmax(-1), (theirs / 2).softmax(-1), reduction="batchmean")
+    labelled = [0, 3, 4, 5]
+    torch.testing.assert_close(
+        total, 0.7 * functional.cross_entropy(ours[labelled], batch["labels"][labelled]) + 0.3 * soft
+    )
 
 
 def test_evaluation_reports_each_part_and_metrics(tmp_path: Path) -> None:
