@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of httpx or httpx2, by version
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # of httpx or httpx2, as the version has it
+    HTTPError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

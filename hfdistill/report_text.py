@@ -63,22 +63,29 @@ def table(report: Report) -> Table:
 
 def markdown(report: Report) -> str:
     """report.md: verdict, comparison, fidelity, training, and how to make it again."""
-    name = METRIC_NAMES[report.metric]
-    rows = [[ROLE_NAMES[n.role], *[cell(n) for _, cell in _columns(report)]] for n in report.models.values()]
     parts = [
         f"# {report.name}: did distillation help?",
+        comparison(report),
+        f"![{METRIC_NAMES[report.metric]} of each model with its interval](accuracy.png)",
+        *_fidelity(report),
+        *_seeds(report),
+        *_reproduction(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def comparison(report: Report) -> str:
+    """The verdict and the table in Markdown, as report.md and the model card show them."""
+    rows = [[ROLE_NAMES[n.role], *[cell(n) for _, cell in _columns(report)]] for n in report.models.values()]
+    parts = [
         f"**{report.sentence}**",
         "*Teacher*: the model that is imitated. *Student*: the model that learnt from it. *Control*: the same student, "
         f"trained with the same settings but without the teacher. Measured on {report.test_examples:,} test examples.",
         _grid(["", *[heading for heading, _ in _columns(report)]], rows),
         _intervals(report),
         _findings(report),
-        f"![{name} of each model with its interval](accuracy.png)",
-        *_fidelity(report),
-        *_seeds(report),
-        *_reproduction(report),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts)
 
 
 def _columns(report: Report) -> list[tuple[str, Callable[[ModelNumbers], str]]]:

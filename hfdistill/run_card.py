@@ -1,0 +1,84 @@
+"""What the card of a run's student says: from the recipe, the stage and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hfdistill.card import CardFacts, ResultFacts, known_licence, term_facts
+from hfdistill.config import DistillationConfig
+from hfdistill.objective import Objective
+from hfdistill.recipe import Recipe, recipe_of
+from hfdistill.report import Report, report_of
+from hfdistill.report_text import METRIC_NAMES, ROLE_NAMES, comparison
+from hfdistill.run_folder import RunFolder, Stage, read_json
+from hfdistill.tasks import TASKS
+
+TASK_TAGS = {
+    "ForImageClassification": "image-classification",
+    "ForSequenceClassification": "text-classification",
+    "ForAudioClassification": "audio-classification",
+    "ForVideoClassification": "video-classification",
+}
+
+
+def run_card_facts(run: RunFolder, stage: Stage, name: str) -> CardFacts:
+    """What the card says about a student of a run."""
+    recipe, report = recipe_of(run.recipe), report_of(run)
+    seed = stage.folder.parent.name.removeprefix("seed-")
+    numbers = report.models[stage.name]
+    teacher = recipe.teacher.model or str(run.teacher.facts.get("model") if run.teacher else recipe.teacher.config)
+    started = recipe.student.model or (recipe.teacher.model if recipe.student.from_teacher is not None else None)
+    return CardFacts(
+        name=name,
+        teacher=teacher,
+        teacher_revision=recipe.teacher.revision,
+        teacher_training=None if recipe.teacher.finetune is None else "trained on the labels of the same data first",
+        teacher_licence=known_licence(recipe.teacher.model, recipe.teacher.revision),
+        terms=term_facts(_objective(recipe, run.problem_type)),
+        base_model=started,
+        start=_start(recipe),
+        task=_task_tag(stage.folder),
+        dataset=_dataset(recipe),
+        dataset_name=recipe.data.name,
+        dataset_split=recipe.data.test_split or "held-out part of the train split",
+        results=(ResultFacts(report.metric, METRIC_NAMES[report.metric], numbers.by_seed[int(seed)]),),
+        report=_results(report, stage, seed),
+        versions=report.machine["versions"],
+    )
+
+
+def _results(report: Report, stage: Stage, seed: str) -> str:
+    others = [str(other) for other in report.seeds if str(other) != seed]
+    which = f"These weights: {ROLE_NAMES[stage.name]}, seed {seed}"
+    which += (
+        f"; the run had the seeds {', '.join(others)} too, and the choice did not look at results." if others else "."
+    )
+    return f"{which}\n\n{comparison(report)}"
+
+
+def _objective(recipe: Recipe, problem_type: str) -> Objective:
+    given = recipe.objective.build()
+    if given is not None:
+        return given
+    defaults = {"alpha": DistillationConfig.alpha, "temperature": DistillationConfig.temperature}
+    return Objective.default(TASKS[problem_type], **(defaults | recipe.objective.arguments()))
+
+
+def _start(recipe: Recipe) -> str:
+    if recipe.student.model is not None:
+        return f"`{recipe.student.model}`"
+    if recipe.student.from_teacher is not None:
+        return "layers of the teacher as it was before any training here"
+    return "random values"
+
+
+def _dataset(recipe: Recipe) -> str:
+    dataset = recipe.data.dataset
+    if not isinstance(dataset, str):
+        return "local files"
+    return "scikit-learn's handwritten digits" if dataset == "digits" else dataset
+
+
+def _task_tag(model: Path) -> str | None:
+    architectures = read_json(model / "config.json").get("architectures") or [""]
+    return next((tag for suffix, tag in TASK_TAGS.items() if str(architectures[0]).endswith(suffix)), None)
