@@ -27,13 +27,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Examples(Dataset[dict[str, Tensor]]):
-    """Rows with labels. `views` maps a prefix of the batch's keys ("" or "teacher_") to a view of the source.
+    """Rows with labels, or None to predict. `views` maps a prefix of the batch's keys ("" or "teacher_") to a view of the source.
 
     Batches are made whole (`__getitems__`), which spares one Python round a row: a small student would wait for it.
     """
 
     source: Source
-    labels: Tensor
+    labels: Tensor | None
     views: Mapping[str, str]
     rows: Tensor
     augment: Sequence[str] = field(default=())
@@ -52,7 +52,7 @@ class Examples(Dataset[dict[str, Tensor]]):
             for prefix, view in self.views.items()
             for name, value in self.source.batch(rows, view, draws).items()
         }
-        return batch | {"labels": self.labels[rows]}
+        return batch if self.labels is None else batch | {"labels": self.labels[rows]}
 
     def among(self, chosen: Tensor) -> Examples:
         """Only the rows where the mask over this split's rows is true."""

@@ -1,0 +1,151 @@
+"""Both models of a recipe: loaded, built from a config, or made of the teacher's layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
+
+from hfdistill.data.labels import LabelSpace
+from hfdistill.data.splits import IMAGE
+from hfdistill.errors import HfDistillError
+from hfdistill.loading import load_teacher
+from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
+from hfdistill.recipe.values import nearest, unknown_key
+from hfdistill.students import student_from_teacher
+
+TEACHER_SEED = 42
+"""The teacher is trained once, whatever the seeds of the students."""
+
+_AUTO_CLASSES: dict[str, Any] = {IMAGE: AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
+
+
+def named_config(section: TeacherSection | StudentSection) -> PreTrainedConfig:
+    """The config of a section's `model` or `config`. Errors: HfDistillError where there is none of that name."""
+    if section.config is not None:
+        return _made_config(section.config, f"{section.SECTION}.config")
+    name = str(section.model)
+    config: PreTrainedConfig = _loading(
+        section.SECTION, name, lambda: AutoConfig.from_pretrained(name, **_hub_options(section))
+    )
+    return config
+
+
+def class_names_of(config: PreTrainedConfig) -> list[str]:
+    """The names of a config's classes in the order of their index."""
+    names: dict[int, str] = dict(config.id2label)  # type: ignore[arg-type]
+    return [names[index] for index in sorted(names)]
+
+
+def _made_config(settings: Mapping[str, Any], path: str) -> PreTrainedConfig:
+    options = dict(settings)
+    model_type = options.pop("model_type")
+    try:
+        default = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise RecipeError(
+            f"{path}.model_type: there is no model type {model_type!r}{nearest(model_type, CONFIG_MAPPING)}"
+        ) from error
+    allowed = {*default.to_dict(), *default.attribute_map, *inspect.signature(type(default).__init__).parameters}
+    for key in options:
+        if key not in allowed:
+            raise unknown_key(f"{path}.{key}", allowed - {"self", "kwargs"})
+    try:
+        config: PreTrainedConfig = AutoConfig.for_model(model_type, **options)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    return config
+
+
+def load_original_teacher(recipe: Recipe, kind: str, space: LabelSpace) -> PreTrainedModel:
+    """The teacher as the recipe names it, before any fine-tuning: with its own head if it is used as it is."""
+    section = recipe.teacher
+    if section.finetune is None:
+        return load_teacher(str(section.model), section.revision, section.init_kwargs)
+    if section.config is not None:
+        set_seed(TEACHER_SEED)
+        return _from_config(named_config(section), kind, space, "teacher.config")
+    set_seed(TEACHER_SEED)
+    return _from_name(section, kind, space)
+
+
+def build_student(recipe: Recipe, kind: str, space: LabelSpace, seed: int) -> PreTrainedModel:
+    """The student before training; the same seed gives the same weights, for the control too."""
+    section = recipe.student
+    if section.from_teacher is not None:
+        original = load_original_teacher(recipe, kind, space)
+        set_seed(seed)
+        try:
+            student = student_from_teacher(original, **section.from_teacher)
+        except TypeError as error:
+            raise RecipeError(f"student.from_teacher: {error}; expected options such as {{layers: 2}}.") from error
+        student.config.update(space.config_settings())
+        return student
+    set_seed(seed)
+    if section.config is not None:
+        return _from_config(named_config(section), kind, space, "student.config")
+    return _from_name(section, kind, space)
+
+
+def load_finished(folder: Path, kind: str) -> PreTrainedModel:
+    """A model that a finished stage has saved."""
+    return _loading("stage", str(folder), lambda: _AUTO_CLASSES[kind].from_pretrained(folder))  # type: ignore[no-any-return]
+
+
+def _from_config(config: PreTrainedConfig, kind: str, space: LabelSpace, path: str) -> PreTrainedModel:
+    config.update(space.config_settings())
+    try:
+        model: PreTrainedModel = _AUTO_CLASSES[kind].from_config(config)
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise RecipeError(f"{path}: no {kind} classifier can be built from this: {first}") from error
+    return model
+
+
+def _from_name(section: TeacherSection | StudentSection, kind: str, space: LabelSpace) -> PreTrainedModel:
+    options = {**space.config_settings(), **_hub_options(section), **section.init_kwargs}
+    return _loading(  # type: ignore[no-any-return]
+        section.SECTION,
+        str(section.model),
+        lambda: _AUTO_CLASSES[kind].from_pretrained(section.model, ignore_mismatched_sizes=True, **options),
+    )
+
+
+def _hub_options(section: TeacherSection | StudentSection) -> dict[str, Any]:
+    return {} if section.revision is None else {"revision": section.revision}
+
+
+def _loading(role: str, name: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        if isinstance(error, HfDistillError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise HfDistillError(
+            f"{role}.model: {name!r} cannot be loaded: {reason} Expected a Hub id that this machine can reach or has cached, "
+            "or a folder written by save_pretrained."
+        ) from error
+
+
+def summary(recipe: Recipe, role: str) -> str:
+    """A model in a few words: its Hub id or folder, or what it was built from."""
+    section: Any = recipe.teacher if role == "teacher" else recipe.student
+    if section.model is not None:
+        return str(section.model)
+    if section.config is not None:
+        return f"{section.config['model_type']} from a config"
+    teacher = recipe.teacher.model or f"{(recipe.teacher.config or {})['model_type']} from a config"
+    options = ", ".join(f"{key}={value}" for key, value in section.from_teacher.items())
+    return f"{teacher}, {options}"

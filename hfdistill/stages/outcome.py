@@ -1,0 +1,85 @@
+"""What a stage leaves behind: predictions over the test split, its numbers, and the folder that appears whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback
+
+from hfdistill._atomic import new_folder, write_json, write_tensors
+from hfdistill.config import DistillationConfig
+from hfdistill.contract import aligned_classes, class_names
+from hfdistill.data import Examples, LabelSpace, whole_batch
+from hfdistill.knowledge import TaskLoss
+from hfdistill.measure import parameter_count, saved_bytes
+from hfdistill.metrics import metric_values
+from hfdistill.objective import Objective
+from hfdistill.stages.folders import STAGE_FILE, Stage
+from hfdistill.stages.training import Trained, final_folder
+from hfdistill.tasks import TASKS
+from hfdistill.trainer import DistillationTrainer
+
+PREDICTIONS = "predictions.safetensors"
+NO_TRAINING = Trained(0.0, 0, 0, [])
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits in the order of the label space, over a split in its order."""
+
+    logits: Tensor
+    labels: Tensor
+
+    def metrics(self, space: LabelSpace) -> dict[str, float]:
+        """The task's metrics and the mean loss against the labels."""
+        loss = TASKS[space.problem_type].label_loss(self.logits, _as_targets(self.labels, self.logits), 0.0).mean()
+        return {**metric_values(space.problem_type, self.logits.numpy(), self.labels.numpy()), "loss": float(loss)}
+
+
+def _as_targets(labels: Tensor, logits: Tensor) -> Tensor:
+    return labels.reshape(logits.shape) if labels.is_floating_point() else labels
+
+
+def predictions(
+    model: PreTrainedModel, examples: Examples, labels: Tensor, config: DistillationConfig, space: LabelSpace
+) -> Predictions:
+    """A model's logits over a split; a teacher whose classes stand in another order is put in ours.
+
+    Errors: HfDistillError when its classes are not those of the data.
+    """
+    columns = aligned_classes(list(space.names), class_names(model)).tensor()
+    # Without labels: those of the data would be wrong for a teacher whose classes stand in another order.
+    unlabelled = replace(examples, labels=None)
+    trainer = DistillationTrainer(
+        model, config, objective=Objective([TaskLoss()]), eval_dataset=unlabelled, data_collator=whole_batch
+    )
+    trainer.remove_callback(PrinterCallback)
+    logits = torch.from_numpy(np.asarray(trainer.predict(unlabelled).predictions, dtype=np.float32))
+    logits = logits.reshape(len(examples), -1)
+    return Predictions(logits if columns is None else logits[:, columns], labels)
+
+
+def finish(
+    stage: Stage, model: PreTrainedModel, config: DistillationConfig | None, test: Predictions, facts: Mapping[str, Any]
+) -> None:
+    """Put the stage's folder in place: the trained model (if `config` is given), its predictions, and stage.json last."""
+    with new_folder(stage.folder) as folder:
+        if config is not None:
+            for file in final_folder(config).iterdir():
+                # A pickle of the arguments, with this machine's paths: stage.json says the same in words.
+                if file.name != "training_args.bin":
+                    shutil.move(file, folder / file.name)
+        write_tensors(folder / PREDICTIONS, {"logits": test.logits, "labels": test.labels})
+        write_json(folder / STAGE_FILE, {**facts, **_size(model, folder if config is not None else None)})
+
+
+def _size(model: PreTrainedModel, folder: Path | None) -> dict[str, int]:
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return {"parameters": parameter_count(model), "bytes": stored if folder is None else saved_bytes(folder)}

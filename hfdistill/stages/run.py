@@ -1,0 +1,270 @@
+"""A run: teacher, then for each seed control, student and last fine-tune, then speed and report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from transformers import PreTrainedModel
+
+from hfdistill._atomic import write_json, write_text
+from hfdistill.data import STUDENT as STUDENT_VIEW
+from hfdistill.data import TEACHER as TEACHER_VIEW
+from hfdistill.data import (
+    PreparedData,
+    TaskData,
+    View,
+    prepare,
+    read_data,
+    student_view,
+    teacher_view,
+    view_differences,
+)
+from hfdistill.measure import speeds
+from hfdistill.recipe import Recipe
+from hfdistill.stages import models
+from hfdistill.stages.folders import Stage, check_output, outgrown_error, outgrown_stages, planned_stages, remove
+from hfdistill.stages.outcome import NO_TRAINING, Predictions, finish, predictions
+from hfdistill.stages.processes import is_main, process_count, wait_for_all
+from hfdistill.stages.progress import Reporter
+from hfdistill.stages.settings import CONTROL, FINETUNED, STUDENT, TEACHER, StageSettings, same_budget, stage_settings
+from hfdistill.stages.training import Lesson, Trained, faults_explained, train
+from hfdistill.views import accepted_names
+
+if TYPE_CHECKING:
+    from hfdistill.report import Report
+
+
+def run_recipe(
+    recipe: Recipe, output: Path, reporter: Reporter | None = None, *, overwrite: bool = False
+) -> Report | None:
+    """Run what of a recipe is not finished yet in `output`, and write the report.
+
+    Stages whose values have changed are refused, or done anew with `overwrite`. Every process of a launch calls this;
+    the report comes back in the main one. Errors: HfDistillError for whatever a user can cause.
+    """
+    run = Run(recipe, output, reporter or Reporter(silent=not is_main()))
+    with faults_explained(output):
+        stages = run.open(overwrite)
+        for stage in stages:
+            run.do(stage)
+        return run.close(changed=bool(stages))
+
+
+@dataclass
+class Run:
+    """A run in progress. Models, data and views are made when the first stage needs them."""
+
+    recipe: Recipe
+    output: Path
+    reporter: Reporter
+    _teacher: list[PreTrainedModel] = field(default_factory=list)
+
+    # ---- what the stages work with -------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The examples; a teacher that is used as it is names bare numbers."""
+        known = None
+        if self.recipe.teacher.finetune is None:
+            known = models.class_names_of(models.named_config(self.recipe.teacher))
+        return read_data(self.recipe.data, known)
+
+    @cached_property
+    def views(self) -> tuple[View, View]:
+        """How student and teacher see an example."""
+        teacher_config = models.named_config(self.recipe.teacher)
+        own = self.recipe.student.from_teacher is None
+        student_config = models.named_config(self.recipe.student) if own else teacher_config
+        teacher = teacher_view(self.recipe.teacher, teacher_config, self.data)
+        return student_view(self.recipe.student, student_config, self.data, teacher), teacher
+
+    @cached_property
+    def prepared(self) -> PreparedData:
+        """The examples as both models see them."""
+        student, teacher = self.views
+        differences = view_differences(student, teacher)
+        if differences:
+            self.reporter.say(f"  teacher and student each get their own view: {'; '.join(differences)}")
+        return prepare(self.data, student, teacher if differences else None, self.reporter.bar)
+
+    def teacher(self) -> PreTrainedModel:
+        """The teacher as it teaches: fine-tuned if the recipe asks for it."""
+        if not self._teacher:
+            finetuned = self.recipe.teacher.finetune is not None
+            folder = self.output / TEACHER
+            self._teacher.append(
+                models.load_finished(folder, self.data.kind)
+                if finetuned
+                else models.load_original_teacher(self.recipe, self.data.kind, self.data.space)
+            )
+        return self._teacher[0]
+
+    # ---- the run -------------------------------------------------------------------------------------------------
+
+    def open(self, overwrite: bool) -> list[Stage]:
+        """Check recipe, data and folder together; returns the stages to do."""
+        check_output(self.output)
+        for stage in (TEACHER, CONTROL, STUDENT, FINETUNED):
+            stage_settings(self.recipe, stage, self.recipe.seeds[0]).config(self.output)
+        for notice in self.data.notices:
+            self.reporter.say(f"Note: {notice}.")
+        stages = planned_stages(self.recipe, self.data, self.output)
+        outgrown = outgrown_stages(stages)
+        if outgrown and not overwrite:
+            raise outgrown_error(self.output, outgrown)
+        wait_for_all()
+        if is_main():
+            remove([stage for stage, _ in outgrown])
+            write_text(self.output / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        wait_for_all()
+        pending = [stage for stage in stages if stage.wanted and not stage.finished]
+        done = [stage.title for stage in stages if stage.wanted and stage.finished]
+        if done:
+            self.reporter.say(f"Finished before: {', '.join(done)}.")
+        # No process may finish a stage before every other has seen which ones are to do.
+        wait_for_all()
+        return pending
+
+    def do(self, stage: Stage) -> None:
+        """Run one stage and put its results in place."""
+        self.reporter.say(f"{stage.title[0].upper()}{stage.title[1:]}", style="bold")
+        {
+            TEACHER: self._do_teacher,
+            CONTROL: self._do_control,
+            STUDENT: self._do_student,
+            FINETUNED: self._do_finetuned,
+        }[stage.name](stage)
+
+    def _do_teacher(self, stage: Stage) -> None:
+        settings = stage_settings(self.recipe, TEACHER, 0)
+        if self.recipe.teacher.finetune is None:
+            self._finish(stage, self.teacher(), settings, NO_TRAINING, TEACHER_VIEW)
+            return
+        model = models.load_original_teacher(self.recipe, self.data.kind, self.data.space)
+        lesson = Lesson(
+            model,
+            self.prepared.teacher_train(),
+            self.prepared.evaluation("validation", TEACHER_VIEW),
+            _processor(self.views[1]),
+        )
+        self._train_and_finish(stage, lesson, settings, TEACHER_VIEW)
+
+    def _do_control(self, stage: Stage) -> None:
+        lesson = Lesson(
+            models.build_student(self.recipe, self.data.kind, self.data.space, stage.seed),
+            self.prepared.control_train(),
+            self.prepared.evaluation("validation", STUDENT_VIEW),
+            _processor(self.views[0]),
+        )
+        self._train_and_finish(stage, lesson, stage_settings(self.recipe, CONTROL, stage.seed), STUDENT_VIEW)
+
+    def _do_student(self, stage: Stage) -> None:
+        student, teacher = self.views
+        lesson = Lesson(
+            models.build_student(self.recipe, self.data.kind, self.data.space, stage.seed),
+            self.prepared.student_train(),
+            self.prepared.evaluation("validation", "both"),
+            _processor(student),
+            self.teacher(),
+            _processor(student if self.prepared.shared else teacher),
+            self.recipe.objective.build(),
+        )
+        self._train_and_finish(stage, lesson, stage_settings(self.recipe, STUDENT, stage.seed), STUDENT_VIEW)
+
+    def _do_finetuned(self, stage: Stage) -> None:
+        lesson = Lesson(
+            models.load_finished(stage.folder.with_name(STUDENT), self.data.kind),
+            self.prepared.control_train(),
+            self.prepared.evaluation("validation", STUDENT_VIEW),
+            _processor(self.views[0]),
+        )
+        self._train_and_finish(stage, lesson, stage_settings(self.recipe, FINETUNED, stage.seed), STUDENT_VIEW)
+
+    def _train_and_finish(self, stage: Stage, lesson: Lesson, settings: StageSettings, view: str) -> None:
+        changes: dict[str, Any] = {}
+        rows = len(self.prepared.student_train())
+        if stage.name == CONTROL and len(lesson.train) != rows:
+            changes = same_budget(rows, settings.config(stage.folder))
+        config = settings.config(stage.folder, **changes)
+        if is_main():
+            stage.begin(process_count())
+        wait_for_all()
+        trained = train(lesson, config, self.data.space, stage.title, self.reporter)
+        self._finish(stage, lesson.model, settings, trained, view)
+
+    def _finish(
+        self, stage: Stage, model: PreTrainedModel, settings: StageSettings, trained: Trained, view: str
+    ) -> None:
+        config = settings.config(stage.folder)
+        space = self.data.space
+
+        def predicted(split: str) -> Predictions:
+            examples = self.prepared.evaluation(split, view)
+            labels = self.data.test.labels if split == "test" else self.data.validation.labels
+            return predictions(model, examples, labels, config, space)
+
+        test = predicted("test")
+        validation = test if self.data.test is self.data.validation else predicted("validation")
+        metrics = test.metrics(space)
+        facts = {
+            "stage": stage.name,
+            "seed": None if stage.name == TEACHER else stage.seed,
+            "model": models.summary(self.recipe, TEACHER if stage.name == TEACHER else STUDENT),
+            "revision": (self.recipe.teacher if stage.name == TEACHER else self.recipe.student).revision,
+            "problem_type": space.problem_type,
+            "seconds": trained.seconds,
+            "steps": trained.steps,
+            "examples_seen": trained.examples_seen,
+            "metrics": metrics,
+            "validation_metrics": validation.metrics(space),
+            "notices": list(self.data.notices),
+            "log_history": trained.log_history,
+            "settings": dict(settings.values) if trained.steps else {},
+            "processes": process_count(),
+            "fingerprint": stage.fingerprint,
+            "determined_by": dict(stage.determined_by),
+        }
+        if is_main():
+            finish(stage, model, config if trained.steps else None, test, facts)
+        wait_for_all()
+        shown = ", ".join(
+            f"{name} {metrics[name]:.4g}" for name in ("accuracy", "f1_micro", "r2", "loss") if name in metrics
+        )
+        took = f" in {trained.seconds:.0f} s" if trained.steps else ""
+        self.reporter.say(f"  test {shown}{took}")
+
+    def close(self, *, changed: bool) -> Report | None:
+        """Measure speed where a model is new, and write the report."""
+        report = None
+        if is_main():
+            from hfdistill.report import write_report
+
+            if changed or not (self.output / "speed.json").is_file():
+                self._measure()
+            report = write_report(self.output)
+        wait_for_all()
+        return report
+
+    def _measure(self) -> None:
+        student = models.load_finished(self.output / f"seed-{self.recipe.seeds[0]}" / STUDENT, self.data.kind)
+        device: Any = self.teacher().device
+        both = {"teacher": self.teacher(), "student": student.to(device)}
+        inputs = {}
+        for name, model in both.items():
+            view = TEACHER_VIEW if name == "teacher" else STUDENT_VIEW
+            examples = self.prepared.evaluation("test", view)
+            batch = examples.__getitems__(range(min(32, len(examples))))
+            inputs[name] = {
+                key: value for key, value in batch.items() if key in accepted_names(model) and key != "labels"
+            }
+        write_json(self.output / "speed.json", speeds(both, inputs))
+
+
+def _processor(view: View) -> Any:
+    from hfdistill.data.images import ImageView
+
+    return view.processor if isinstance(view, ImageView) else view.tokenizer
