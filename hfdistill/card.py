@@ -55,9 +55,9 @@ class ResultFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says. `teacher` and `base_model` are Hub ids, or descriptions, which stay out of the metadata.
+    """What a card says; of `teacher`, `base_model` and `dataset` only Hub ids go into the metadata.
 
-    `report` is Markdown about the results. `dataset` is a Hub id or a description.
+    A teacher without a name is None. `report` is Markdown about the results.
     """
 
     name: str
@@ -75,6 +75,11 @@ class CardFacts:
     results: tuple[ResultFacts, ...] = ()
     report: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def distilled(self) -> bool:
+        """Whether a teacher took part; a control has terms against the labels alone."""
+        return any(term.loss is not None for term in self.terms)
 
 
 def term_facts(objective: Objective) -> tuple[TermFacts, ...]:
@@ -147,7 +152,8 @@ def _loaded(readme: Path) -> ModelCard:
 
 def _extended(card: ModelCard, facts: CardFacts) -> ModelCard:
     data: Any = card.data
-    data.tags = [*(data.tags or []), *[tag for tag in TAGS if tag not in (data.tags or [])]]
+    tags = TAGS if facts.distilled else TAGS[1:]
+    data.tags = list(dict.fromkeys([*(data.tags or []), *tags]))
     data.library_name = data.library_name or "transformers"
     data.pipeline_tag = data.pipeline_tag or facts.task
     # What Trainer guessed may be the description of a config or a local folder, which the Hub refuses.
@@ -184,18 +190,9 @@ def _without_ours(text: str) -> str:
 
 def _section(facts: CardFacts) -> str:
     """The section "Distillation" of the card's text."""
-    teacher = _linked(facts.teacher) if facts.teacher else "no teacher"
-    if facts.teacher_revision:
-        teacher += f" at revision `{facts.teacher_revision}`"
-    if facts.teacher_training:
-        teacher += f" ({facts.teacher_training})"
-    lines = [f"This model is a *student*: it learnt by knowledge distillation from the teacher {teacher}."]
+    lines = _teacher(facts) if facts.distilled else ["This model is a *control*: it was trained without a teacher."]
     if facts.start:
         lines.append(f"Its weights started from {facts.start}.")
-    licence = facts.teacher_licence or "unknown"
-    lines.append(
-        f"Licence of the teacher: {licence}. Check what it says about models trained on the teacher's outputs."
-    )
     if facts.dataset:
         lines.append(f"Trained on {_linked(facts.dataset, 'datasets/')}.")
     parts = ["## Distillation", " ".join(lines), _objective(facts)]
@@ -203,9 +200,23 @@ def _section(facts: CardFacts) -> str:
         parts += ["### Results", facts.report]
     if facts.versions:
         parts.append("Made with " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".")
-    papers = "\n\n".join(BIBTEX[paper] for paper in _papers(facts.terms))
-    parts += ["### Citation", f"```bibtex\n{papers}\n```"]
+    if facts.distilled:
+        papers = "\n\n".join(BIBTEX[paper] for paper in _papers(facts.terms))
+        parts += ["### Citation", f"```bibtex\n{papers}\n```"]
     return "\n\n".join(parts)
+
+
+def _teacher(facts: CardFacts) -> list[str]:
+    teacher = f"the teacher {_linked(facts.teacher)}" if facts.teacher else "a teacher that has no name"
+    if facts.teacher_revision:
+        teacher += f" at revision `{facts.teacher_revision}`"
+    if facts.teacher_training:
+        teacher += f" ({facts.teacher_training})"
+    return [
+        f"This model is a *student*: it learnt by knowledge distillation from {teacher}.",
+        f"Licence of the teacher: {facts.teacher_licence or 'unknown'}. Check what it says about models trained on the "
+        "teacher's outputs.",
+    ]
 
 
 def _objective(facts: CardFacts) -> str:

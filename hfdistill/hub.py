@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.constants import ENDPOINT
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of httpx or httpx2, by version
     HfHubHTTPError,
     HFValidationError,
@@ -176,7 +175,7 @@ def _explanation(error: BaseException, repo_id: str) -> str:
         )
     if isinstance(error, HTTPError):
         return (
-            f"got no answer from the Hub at {ENDPOINT} ({error}), expected a network connection; check it and "
+            f"got no answer from the Hub at {constants.ENDPOINT} ({error}), expected a network connection; check it and "
             "HF_ENDPOINT, then push again: nothing was published"
         )
     return f"got an error while publishing {repo_id}: {error}; mend it and push again"
