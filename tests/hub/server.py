@@ -84,7 +84,7 @@ class HubServer:
             raise HubError(404, "RevisionNotFound", "Invalid rev id")
         return repository, oid
 
-    # ---- what the routes answer: a JSON value, or (status, headers, body) ----------------------------------------------
+    # ---- what the routes answer: a JSON value, or (status, headers, body) ------------------------------------------
 
     def whoami(self, body: bytes) -> Any:
         return {"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}}

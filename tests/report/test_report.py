@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report.run_folders import EXAMPLES, classes, label_column, write_run, write_stage
 from rich.console import Console
-from run_folders import EXAMPLES, classes, label_column, write_run, write_stage
 
 from hfdistill.errors import HfDistillError
 from hfdistill.report import Report, report_of, write_report
