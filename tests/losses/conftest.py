@@ -48,7 +48,17 @@ class Case:
         return self.function(student, teacher, **dict(self.options), **options)
 
 
-SPECIAL: dict[str, Case] = {}
+SPECIAL = {
+    case.name: case
+    for case in (
+        Case("attention_relation", (4, WIDTH), (("relation_heads", 2),)),
+        Case("attention_transfer", (4, WIDTH)),
+        Case("channel_wise_kl", (4, WIDTH)),
+        Case("cosine_distance", (3, WIDTH)),
+        Case("hint", (3, WIDTH)),
+        Case("pkd", (3, WIDTH)),
+    )
+}
 
 
 @pytest.fixture(params=sorted(LOSSES))
