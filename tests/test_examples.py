@@ -1,0 +1,84 @@
+"""Every example runs as its docstring says, on tiny models and data made here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, ViTImageProcessor
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--max_steps", "2", "--report_to", "none", "--use_cpu", "True", "--per_device_train_batch_size", "4"]
+
+
+def output(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def script(name: str) -> str:
+    return str(ROOT / "examples" / name)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        for place, name in enumerate(("class_0", "class_1", "class_2")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for shade in range(4):
+                Image.new("RGB", (20, 20), (80 * place, 20 * shade, 90)).save(folder / f"{shade}.png")
+    return tmp_path / "images"
+
+
+def test_image_classification(image_folder: Path, tmp_path: Path) -> None:
+    for name, architecture, mean in (("teacher", "vit", 0.2), ("student", "resnet", 0.5)):
+        tiny.model(architecture).save_pretrained(tmp_path / name)
+        size = {"height": 16, "width": 16}
+        ViTImageProcessor(size=size, image_mean=[mean] * 3).save_pretrained(tmp_path / name)
+    command = [sys.executable, script("image_classification.py"), "--dataset_name", str(image_folder)]
+    models = ["--model_name_or_path", "student", "--teacher_model_name_or_path", "teacher", "--output_dir", "out"]
+    assert "eval_accuracy" in output([*command, *models, *SHORT], tmp_path)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "preprocessor_config.json").is_file()
+
+
+def test_text_classification(tmp_path: Path) -> None:
+    words = ["[UNK]", "[PAD]", "a", "good", "bad", "film"]
+    made = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    tiny.model("bert", layers=3, num_labels=2).save_pretrained(tmp_path / "teacher")
+    rows = [{"text": f"a {word} film", "label": label} for label, word in enumerate(("bad", "good"))] * 6
+    for split in ("train", "validation"):
+        Dataset.from_list(rows).to_csv(tmp_path / "reviews" / f"{split}.csv")
+    command = [sys.executable, script("text_classification.py"), "--dataset_name", "reviews", "--student_layers", "1"]
+    assert "eval_accuracy" in output(
+        [*command, "--teacher_model_name_or_path", "teacher", "--output_dir", "out", *SHORT], tmp_path
+    )
+
+
+def test_custom_loss(tmp_path: Path) -> None:
+    command = [sys.executable, script("custom_loss.py"), "--output_dir", "out", "--num_train_epochs", "20"]
+    steps = ["--learning_rate", "5e-3", "--per_device_train_batch_size", "32", "--save_strategy", "no"]
+    out = output([*command, *SHORT[2:6], *steps], tmp_path)
+    assert float(re.findall(r"accuracy of the student ([\d.]+)", out)[0]) > 0.7
+
+
+def test_several_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    out = output([*command, script("several_processes.py"), "--output_dir", "out", *SHORT], tmp_path)
+    assert "process 2 of 2" in out
+    assert "2 ranks, largest difference between their students 0\n" in out
