@@ -171,11 +171,11 @@ def _explanation(error: BaseException, repo_id: str) -> str:
             if status == known:
                 return f"The Hub refused {repo_id} ({status}): {explanation}"
         return (
-            f"The Hub could not take {repo_id} ({status}: {error.server_message or 'no reason given'}); try again later"
+            f"The Hub did not take {repo_id} ({status}: {error.server_message or 'no reason given'}); try again later"
         )
     if isinstance(error, HTTPError):
         return (
-            f"got no answer from the Hub at {constants.ENDPOINT} ({error}), expected a network connection; check it and "
+            f"got no answer from the Hub at {constants.ENDPOINT} ({error}), expected a connection; check it and "
             "HF_ENDPOINT, then push again: nothing was published"
         )
     return f"got an error while publishing {repo_id}: {error}; mend it and push again"

@@ -38,10 +38,12 @@ class Estimate:
 
     @property
     def above_zero(self) -> bool:
+        """Whether the whole interval is."""
         return self.low > 0
 
     @property
     def below_zero(self) -> bool:
+        """Whether the whole interval is."""
         return self.high < 0
 
 

@@ -45,6 +45,7 @@ class RunFolder:
 
     @property
     def problem_type(self) -> str:
+        """The kind of task, the same for all stages."""
         return str(next(iter(self.stages)).facts["problem_type"])
 
     @property

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -49,17 +50,22 @@ class HubError(Exception):
 
 
 class HubServer:
-    """`with HubServer() as hub:` serves at `hub.endpoint`; `hub.requests` lists "METHOD path" of every request."""
+    """`with HubServer() as hub:` serves at `hub.endpoint`.
+
+    `unknown` lists requests that no route answers; a repository whose name is in `full` takes no large file.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
-        self.requests: list[str] = []
         self.unknown: list[str] = []
+        self.full: set[str] = set()
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        # Under another host name, as on the Hub: clients follow redirects within one host while they ask for headers.
+        self.store = f"http://localhost:{self.server.server_port}/lfs"
 
     def __enter__(self) -> HubServer:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -68,6 +74,11 @@ class HubServer:
     def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def publish(self, name: str, folder: Path) -> None:
+        """Put a folder's files into a repository that anybody may read."""
+        self.repositories[name] = Repository()
+        self.repositories[name].commit("main", {file.name: file.read_bytes() for file in folder.iterdir()}, "published")
 
     def files(self, name: str, branch: str = "main") -> dict[str, bytes]:
         """The tree at the head of a branch."""
@@ -130,9 +141,12 @@ class HubServer:
 
     def batch(self, body: bytes, repo: str) -> Any:
         self.found(repo)
-        answers = []
+        answers: list[dict[str, Any]] = []
+        if repo in self.full:
+            error = {"code": 402, "message": "Your storage is full"}
+            return {"objects": [{**wanted, "error": error} for wanted in json.loads(body)["objects"]]}
         for wanted in json.loads(body)["objects"]:
-            upload = {"href": f"{self.endpoint}/lfs/{wanted['oid']}"}
+            upload = {"href": f"{self.store}/{wanted['oid']}"}
             actions = {"upload": upload, "verify": {"href": f"{self.endpoint}/lfs-verify"}}
             answers.append({**wanted, **({} if wanted["oid"] in self.objects else {"actions": actions})})
         return {"transfer": "basic", "objects": answers}
@@ -205,7 +219,7 @@ class HubServer:
         digest = hashlib.sha256(data).hexdigest()
         self.objects[digest] = data
         linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(data))}
-        return 302, {**headers, **linked, "Location": f"{self.endpoint}/lfs/{digest}"}, b""
+        return 302, {**headers, **linked, "Location": f"{self.store}/{digest}"}, b""
 
 
 ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
@@ -233,7 +247,6 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urlsplit(self.path).path
         method = "GET" if self.command == "HEAD" else self.command
-        self.hub.requests.append(f"{self.command} {path}")
         try:
             self._authorize(method, path)
             for wanted, pattern, respond in ROUTES:
@@ -269,5 +282,5 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Quiet."""
