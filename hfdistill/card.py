@@ -32,6 +32,8 @@ TAGS = ("knowledge-distillation", "hfdistill")
 RELATION = "finetune"
 BEGIN, END = "<!-- hfdistill: begin -->", "<!-- hfdistill: end -->"
 LICENCE_SECONDS = 10
+# Trainer (5.23) calls a model without a checkpoint a fine-tuned version of nothing.
+NO_START = ("is a fine-tuned version of [](https://huggingface.co/) on", "was trained from random values on")
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def _extended(card: ModelCard, facts: CardFacts) -> ModelCard:
         data.model_name = data.model_name or facts.name
         data.metrics = [result.metric for result in facts.results]
         data.eval_results = [_eval_result(result, facts) for result in facts.results]
-    card.text = f"{_without_ours(card.text).rstrip()}\n\n{BEGIN}\n\n{_section(facts)}\n\n{END}\n"
+    text = _without_ours(card.text).replace(*NO_START).rstrip()
+    card.text = f"{text}\n\n{BEGIN}\n\n{_section(facts)}\n\n{END}\n"
     return card
 
 

@@ -16,6 +16,29 @@ class Source:
 DISTILLATION = "hinton2015distilling"
 
 SOURCES: dict[str, Source] = {
+    "attention_relation": Source(
+        "KL of softmax(M Mᵀ/√d) between relation heads of queries, keys, values", ("wang2021minilmv2",)
+    ),
+    "attention_transfer": Source(
+        "squared distance of the normalised mean squared activation maps", ("zagoruyko2017paying",)
+    ),
+    "channel_wise_kl": Source("T² KL over positions, channel by channel", ("shu2021channel",)),
+    "contrastive": Source(
+        "InfoNCE: the teacher's features of the same example against others", ("tian2020contrastive",)
+    ),
+    "cosine_distance": Source("1 − cosine of the features", ("sanh2019distilbert",)),
+    "hint": Source("mean squared distance of the features", ("romero2015fitnets",)),
+    "pkd": Source("half the squared distance of features standardised channel by channel", ("cao2022pkd",)),
+    "probabilistic_transfer": Source("KL of the cosine similarities within the batch", ("passalis2018learning",)),
+    "relational_angle": Source(
+        "smooth-L1 of the cosines of the angles between triples of examples", ("park2019relational",)
+    ),
+    "relational_distance": Source(
+        "smooth-L1 of the scaled distances between pairs of examples", ("park2019relational",)
+    ),
+    "similarity_preserving": Source(
+        "squared distance of the batch's normalised Gram matrices", ("tung2019similarity",)
+    ),
     "bernoulli_kl": Source("T² Σ_c KL(Bernoulli(p_c) ‖ Bernoulli(q_c)), p = σ(z/T)", (DISTILLATION,)),
     "decoupled_kl": Source("T² (α TCKD + β NCKD)", ("zhao2022decoupled",)),
     "dist": Source("T² (β (1 − Pearson over classes) + γ (1 − Pearson over the batch))", ("huang2022knowledge",)),
@@ -27,7 +50,7 @@ SOURCES: dict[str, Source] = {
         "−p_y log q_y − γ T² Σ over c ≠ y of p̂_c log q̂_c, p̂ and q̂ without the label's class", ("yang2023knowledge",)
     ),
     "reverse_kl": Source("T² KL(q ‖ p), q = softmax(z/T)", ("gu2024minillm",)),
-    "skew_kl": Source("T² KL(p ‖ λ p + (1 − λ) q), or its reverse", ("ko2024distillm",)),
+    "skew_kl": Source("T² KL(p ‖ λ p + (1 − λ) q) with λ = skew, or its reverse", ("ko2024distillm",)),
     "top_k_kl": Source("T² KL(p ‖ q) over the teacher's k best classes and one bucket for the rest", (DISTILLATION,)),
 }
 
@@ -112,5 +135,76 @@ BIBTEX: dict[str, str] = {
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year      = {2022},
   note      = {arXiv:2203.08679}
+}""",
+    "cao2022pkd": """@inproceedings{cao2022pkd,
+  title     = {{PKD}: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient},
+  author    = {Cao, Weihan and Zhang, Yifan and Gao, Jianfei and Cheng, Anda and Cheng, Ke and Cheng, Jian},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022},
+  note      = {arXiv:2207.02039}
+}""",
+    "park2019relational": """@inproceedings{park2019relational,
+  title     = {Relational Knowledge Distillation},
+  author    = {Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2019},
+  note      = {arXiv:1904.05068}
+}""",
+    "passalis2018learning": """@inproceedings{passalis2018learning,
+  title     = {Learning Deep Representations with Probabilistic Knowledge Transfer},
+  author    = {Passalis, Nikolaos and Tefas, Anastasios},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2018},
+  note      = {arXiv:1803.10837}
+}""",
+    "romero2015fitnets": """@inproceedings{romero2015fitnets,
+  title     = {{FitNets}: Hints for Thin Deep Nets},
+  author    = {Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and Gatta, Carlo
+               and Bengio, Yoshua},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2015},
+  note      = {arXiv:1412.6550}
+}""",
+    "sanh2019distilbert": """@article{sanh2019distilbert,
+  title   = {{DistilBERT}, a Distilled Version of {BERT}: Smaller, Faster, Cheaper and Lighter},
+  author  = {Sanh, Victor and Debut, Lysandre and Chaumond, Julien and Wolf, Thomas},
+  journal = {arXiv preprint arXiv:1910.01108},
+  year    = {2019}
+}""",
+    "shu2021channel": """@inproceedings{shu2021channel,
+  title     = {Channel-wise Knowledge Distillation for Dense Prediction},
+  author    = {Shu, Changyong and Liu, Yifan and Gao, Jianfei and Yan, Zheng and Shen, Chunhua},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year      = {2021},
+  note      = {arXiv:2011.13256}
+}""",
+    "tian2020contrastive": """@inproceedings{tian2020contrastive,
+  title     = {Contrastive Representation Distillation},
+  author    = {Tian, Yonglong and Krishnan, Dilip and Isola, Phillip},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2020},
+  note      = {arXiv:1910.10699}
+}""",
+    "tung2019similarity": """@inproceedings{tung2019similarity,
+  title     = {Similarity-Preserving Knowledge Distillation},
+  author    = {Tung, Frederick and Mori, Greg},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year      = {2019},
+  note      = {arXiv:1907.09682}
+}""",
+    "wang2021minilmv2": """@inproceedings{wang2021minilmv2,
+  title     = {{MiniLMv2}: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers},
+  author    = {Wang, Wenhui and Bao, Hangbo and Huang, Shaohan and Dong, Li and Wei, Furu},
+  booktitle = {Findings of the Association for Computational Linguistics: ACL-IJCNLP},
+  year      = {2021},
+  note      = {arXiv:2012.15828}
+}""",
+    "zagoruyko2017paying": """@inproceedings{zagoruyko2017paying,
+  title     = {Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via
+               Attention Transfer},
+  author    = {Zagoruyko, Sergey and Komodakis, Nikos},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2017},
+  note      = {arXiv:1612.03928}
 }""",
 }
