@@ -3,8 +3,8 @@
     torchrun --nproc_per_node 2 examples/several_processes.py --use_cpu True
     accelerate launch --multi_gpu --num_processes 2 examples/several_processes.py
 
-The losses are divided by the rows of the global batch, so that 2 processes with 16 examples each make the same update as
-one with 32. Mind that `accelerate launch --cpu --num_processes 2` starts a single process; the first line printed tells.
+The losses are divided by the rows of the global batch, so that 2 processes with 16 examples each make the same update
+as one with 32. `accelerate launch --cpu --num_processes 2` starts a single process; the first line printed tells.
 """
 
 from __future__ import annotations
