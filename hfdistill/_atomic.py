@@ -44,7 +44,7 @@ def write_text(path: str | Path, text: str) -> None:
         HfDistillError: if the file cannot be written; what was there before is untouched.
 
     """
-    with _replacement(Path(path)) as temporary:
+    with replacement(path) as temporary:
         # Bytes, so that Windows does not turn each line end into two characters.
         temporary.write_bytes(text.encode("utf-8"))
 
@@ -69,8 +69,30 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     # Imported here because safetensors.torch imports torch, and writers of text and JSON need not wait for it.
     from safetensors.torch import save_file
 
-    with _replacement(Path(path)) as temporary:
+    with replacement(path) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+@contextmanager
+def replacement(path: str | Path) -> Iterator[Path]:
+    """Give the name of a temporary file that takes the place of ``path`` when the block, which writes it, ends well.
+
+    Raises:
+        HfDistillError: if the file cannot be written; what was there before is untouched.
+
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # some disks report that they are full only now
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        _refuse(path, error)
+    finally:
+        _remove(temporary)
 
 
 @contextmanager
@@ -104,21 +126,6 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         if former.exists() and not path.exists():
             former.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _replacement(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # some disks report that they are full only now
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        _refuse(path, error)
-    finally:
-        _remove(temporary)
 
 
 def _remove(temporary: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hfdistill._atomic import _replacement as replacement
+from hfdistill._atomic import replacement
 from hfdistill.fidelity import Calibration, calibration
 from hfdistill.metrics import MULTI_LABEL, REGRESSION, labelled_rows
 from hfdistill.report_text import METRIC_NAMES, ROLE_NAMES, value

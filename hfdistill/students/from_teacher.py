@@ -37,9 +37,9 @@ def student_from_teacher(teacher: PreTrainedModel | str, *, layers: int | Sequen
 
     Args:
         teacher: a Transformers encoder or decoder with a stack of like layers (BERT, RoBERTa, ModernBERT, ViT, DeiT,
-            BEiT, DINOv2, Llama, GPT-2, ...), or the Hub id or folder of one, loaded as the architecture it was saved as.
+            BEiT, DINOv2, Llama, GPT-2, ...), or the Hub id or folder of one, loaded as what it was saved as.
         layers: how many layers to keep, spread evenly from the first to the last (12 layers, ``layers=6``: 0, 2, 4, 7,
-            9, 11; ``layers=1``: the first, which knows the embeddings); or which ones, counted from 0, ascending.
+            9, 11; ``layers=1``: the first, which knows the embeddings); or which ones, from 0 upwards, ascending.
 
     Returns:
         The student in evaluation mode, on the teacher's device and in its dtype. With all layers it computes exactly
@@ -87,16 +87,14 @@ def _copy(teacher: nn.Module, student: nn.Module, stacks: Sequence[str], chosen:
     """Fill the student's tensors from the teacher's; neither may have one that the other lacks."""
     given = _chosen_tensors(teacher.state_dict(), stacks, chosen)
     shapes = {name: tensor.shape for name, tensor in given.items()}
-    own = student.state_dict()
-    strangers = sorted(
-        name for name in own.keys() | shapes.keys() if name not in own or shapes.get(name) != own[name].shape
-    )
+    wanted = {name: tensor.shape for name, tensor in student.state_dict().items()}
+    strangers = sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
     if strangers:
         # ModernBERT's first layer, which alone has no norm before its attention, is such a case.
         raise HfDistillError(
             f"The layers {list(chosen)} of {type(teacher).__name__} do not make a student of the same kind: "
-            f"{len(strangers)} of its tensors do not fit, such as {strangers[0]!r}. Expected layers that may stand at any "
-            "place; where the first layers differ from the others, keep them: layers=[0, ...]."
+            f"{len(strangers)} of its tensors do not fit, such as {strangers[0]!r}. Expected layers that may stand "
+            "at any place; where the first layers differ from the others, keep them: layers=[0, ...]."
         )
     # A teacher may hold norms or its head in another dtype than the rest.
     tensors = dict(student.named_parameters(remove_duplicate=False)) | dict(

@@ -1,0 +1,63 @@
+# make demo   distils a classifier of handwritten digits and shows whether the teacher helped (some minutes, no download
+#             beside the packages)
+# make test   lint, types and tests: what CI runs
+#
+# Both set up their own environment in .venv, once. On Linux the registry's torch comes with CUDA; for the smaller build
+# without it: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := python -m pip install --quiet --disable-pip-version-check
+
+# The oldest versions that the tests pass with. torch is the newest one here: an old torch is not what breaks.
+OLDEST_VENV := .venv-oldest
+OLDEST_INSTALLED := $(OLDEST_VENV)/.installed
+OLDEST := transformers==5.0.0 accelerate==1.1.0 datasets==4.0.0 huggingface_hub==1.3.0 peft==0.18.0 evaluate==0.4.6
+
+# One thread each: two threads beside a busy process cost many times more than they give on small models.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: install demo test test-all test-oldest lint types format clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/$(PIP) --constraint constraints.txt $(TORCH)
+	$(BIN)/$(PIP) --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/hfdistill run digits
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+test: lint types
+	$(TEST) -m 'not slow'
+
+test-all: lint types
+	$(TEST)
+
+test-oldest: $(OLDEST_INSTALLED)
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n 2 -m 'not slow'
+
+$(OLDEST_INSTALLED): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/$(PIP) --constraint constraints.txt $(TORCH)
+	$(OLDEST_VENV)/bin/$(PIP) --editable '.[test]' $(OLDEST)
+	touch $@
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(OLDEST_VENV) .mypy_cache .pytest_cache .ruff_cache dist
