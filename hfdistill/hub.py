@@ -55,7 +55,8 @@ def push_folder(
 
     `folder` is a run folder (the student of its first finished seed, fine-tuned if it was), the folder of one student
     in a run (RUN/seed-43/student), or any folder of `save_pretrained` with a README.md. The repository is made if it is
-    not there; `revision` is a branch. Everything appears in one commit, so a broken upload publishes nothing.
+    not there; with `private` a public one is refused. `revision` is a branch. Everything appears in one commit, so a
+    broken upload publishes nothing.
     Errors: HfDistillError for an incomplete folder, a refused token, a missing right, no network.
     """
     model, run, stage = chosen_student(folder)
@@ -69,10 +70,10 @@ def push_folder(
     with _explained(repo_id):
         api = HfApi(token=token, library_name="hfdistill")
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        if private is not None and api.model_info(address.repo_id).private != private:
+        if private and not api.model_info(address.repo_id).private:
             raise HfDistillError(
-                f"got private={private}, but {address.repo_id} exists and is {'public' if private else 'private'}; "
-                "change its visibility in the repository's settings, or choose another name"
+                f"got private=True, but {address.repo_id} exists and is public; "
+                "make it private in its settings, or choose another name"
             )
         if revision is not None:
             api.create_branch(address.repo_id, branch=revision, exist_ok=True)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hfdistill._version import __version__
 from hfdistill.errors import HfDistillError
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-VERSIONED = ("hfdistill", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
+VERSIONED = ("torch", "transformers", "accelerate", "datasets", "huggingface_hub")
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -37,12 +38,9 @@ def saved_bytes(folder: Path) -> int:
 
 def machine() -> dict[str, Any]:
     """Where numbers were made: platform, processors, threads, accelerator and versions."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "hfdistill": __version__}
     for package in VERSIONED:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            versions[package] = "not installed"
+        versions[package] = metadata.version(package)
     return {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

@@ -66,7 +66,7 @@ def draw_accuracy(report: Report, file: Path) -> None:
 
 def draw_calibration(run: RunFolder, file: Path) -> None:
     """Confidence against share of right answers; for a regression, predictions against the mean label."""
-    with _figure(file, 5.0, 4.8) as figure:
+    with _figure(file, 5.0, 5.5) as figure:
         axes = figure.add_subplot()
         ends = [0.0, 1.0]
         if run.problem_type == REGRESSION:
@@ -80,7 +80,7 @@ def draw_calibration(run: RunFolder, file: Path) -> None:
             axes.set_ylabel("share for which it holds" if run.problem_type == MULTI_LABEL else "share of right answers")
         axes.plot(ends, ends, color="#999999", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.set_aspect("equal", adjustable="datalim" if run.problem_type == REGRESSION else "box")
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside upper left")
 
 
 def draw_training(run: RunFolder, metric: str, file: Path) -> None:

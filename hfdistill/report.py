@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,8 @@ def _numbers(run: RunFolder, role: str, metric: str) -> ModelNumbers:
     mains = [value[metric] for value in values.values()]
     first = next(iter(stages.values()))
     main = over_seeds(mains) if len(mains) > 1 else model_estimate(run.problem_type, first.logits, first.labels)
+    # A t interval does not know that no share is below 0 or above 1.
+    main = replace(main, low=main.low if run.problem_type == REGRESSION else max(main.low, 0), high=min(main.high, 1))
     speed = ((run.speed or {}).get("models") or {}).get(TEACHER if role == TEACHER else "student") or {}
     ece = None
     if run.problem_type != REGRESSION:
@@ -252,6 +254,9 @@ def _share_note(lead: Estimate | None, gain: Estimate | None, metric: str) -> st
 def _notes(run: RunFolder, models: Mapping[str, ModelNumbers]) -> list[str]:
     """What a reader has to know before he trusts the numbers."""
     notes = [f"Unfinished and left out: {name}." for name in run.unfinished]
+    unlisted = sorted(set(run.seeds) - set(run.recipe.get("seeds") or run.seeds))
+    if unlisted:
+        notes.append(f"Seeds that recipe.yaml no longer lists count as well: {', '.join(map(str, unlisted))}.")
     if run.teacher is None:
         notes.append("The teacher's predictions are missing, so there is no fidelity and no share of its lead.")
     if run.speed is None:
@@ -265,29 +270,10 @@ def _notes(run: RunFolder, models: Mapping[str, ModelNumbers]) -> list[str]:
             f"Student and control had different budgets: {student.steps} steps and {student.examples_seen} examples "
             f"against {control.steps} and {control.examples_seen}."
         )
-    notes += _data_notes(run)
+    notes += [f"{notice[0].upper()}{notice[1:]}." for notice in run.stages[0].facts.get("notices") or []]
     if student and len(run.of("student")) > 1:
         notes.append(
             "Intervals over seeds tell how much training varies; all seeds are measured on the same "
             f"{len(run.stages[0].labels):,} test examples."
-        )
-    return notes
-
-
-def _data_notes(run: RunFolder) -> list[str]:
-    """Where the student's gain may come from more data rather than from what the teacher says about the same data."""
-    data = run.recipe.get("data")
-    if not isinstance(data, Mapping) or data.get("labelled") is None:
-        return []
-    notes = []
-    if data.get("teacher_labels") == "all":
-        notes.append(
-            f"The teacher learnt from all labels, student and control from {data['labelled']:,}: part of the gain is "
-            "the teacher's data."
-        )
-    if data.get("unlabelled") == "teacher":
-        notes.append(
-            f"Beside the {data['labelled']:,} labelled examples the student saw the rest of the training split without "
-            "labels, through the teacher; the control cannot use it."
         )
     return notes

@@ -43,8 +43,8 @@ def difference(number: float, metric: str) -> str:
 
 def span(estimate: Estimate, metric: str) -> str:
     """The interval of a difference."""
-    scale, digits = (100, 2) if metric in _PERCENT else (1, 4)
-    return f"{_signed(scale * estimate.low, digits)} to {_signed(scale * estimate.high, digits)}"
+    scale, digits, unit = (100, 2, " points") if metric in _PERCENT else (1, 4, "")
+    return f"{_signed(scale * estimate.low, digits)} to {_signed(scale * estimate.high, digits)}{unit}"
 
 
 def table(report: Report) -> Table:

@@ -70,7 +70,7 @@ def refusals(run: Path) -> dict[str, str]:
         "token": refusal(lambda: push_folder(run, "tester/other", token="hf_wrong")),
         "namespace": refusal(lambda: push_folder(run, "google/vit")),
         "name": refusal(lambda: push_folder(run, "not a name")),
-        "visibility": refusal(lambda: push_folder(run, "tester/student", private=False)),
+        "visibility": refusal(lambda: push_folder(run, "tester/teacher", private=True)),
         "storage": refusal(lambda: push_folder(run, "tester/full")),
     }
     endpoint, constants.ENDPOINT = constants.ENDPOINT, "http://127.0.0.1:9"

@@ -135,7 +135,7 @@ def test_the_card_of_a_run(happened: Happened) -> None:
         ("token", "(401): the token is missing or not valid. Run `hf auth login`"),
         ("namespace", "(403): the token may not write there"),
         ("name", "expected a name such as you/my-student"),
-        ("visibility", "got private=False, but tester/student exists and is private"),
+        ("visibility", "got private=True, but tester/teacher exists and is public"),
         ("storage", "Your storage is full"),
         ("network", "no answer from the Hub at http://127.0.0.1:9"),
     ],
@@ -143,6 +143,7 @@ def test_the_card_of_a_run(happened: Happened) -> None:
 def test_what_goes_wrong_is_explained(happened: Happened, case: str, words: str) -> None:
     assert words in happened.results["refusals"][case]
     assert "tester/other" not in happened.hub.repositories
+    assert happened.hub.repositories["tester/teacher"].messages == ["published"]
 
 
 def test_a_broken_upload_publishes_nothing(happened: Happened) -> None:

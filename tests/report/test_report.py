@@ -46,8 +46,12 @@ def test_three_seeds(tmp_path: Path) -> None:
     assert followed["both_wrong_same"] == 50
 
 
-def test_everything_is_written(tmp_path: Path) -> None:
+def test_everything_is_written_and_the_same_again(tmp_path: Path) -> None:
     report = write_report(write_run(tmp_path, THREE))
+    files = [*PICTURES, "report.md", "report.json"]
+    before = [(tmp_path / file).read_bytes() for file in files]
+    write_report(tmp_path)
+    assert [(tmp_path / file).read_bytes() for file in files] == before
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["sentence"] == report.sentence
     assert written["models"]["student"]["by_seed"] == {"1": 0.851, "2": 0.852, "3": 0.853}
@@ -71,14 +75,6 @@ def test_everything_is_written(tmp_path: Path) -> None:
         assert expected in text, expected
 
 
-def test_the_same_folder_gives_the_same_files(tmp_path: Path) -> None:
-    files = [*PICTURES, "report.md", "report.json"]
-    write_report(write_run(tmp_path, THREE))
-    before = [(tmp_path / file).read_bytes() for file in files]
-    write_report(tmp_path)
-    assert [(tmp_path / file).read_bytes() for file in files] == before
-
-
 def test_table(tmp_path: Path) -> None:
     console = Console(width=160, record=True, file=StringIO())
     console.print(report_in(write_run(tmp_path, THREE)).table())
@@ -86,6 +82,11 @@ def test_table(tmp_path: Path) -> None:
     assert "student (distilled)" in text
     assert "85.20 ± 0.10 %" in text
     assert "Distillation helped" in text
+
+
+def test_no_interval_beyond_all_examples(tmp_path: Path) -> None:
+    report = report_in(write_run(tmp_path, {1: {"student": 980}, 2: {"student": 1000}}))
+    assert report.models["student"].main.high == 1
 
 
 @pytest.mark.parametrize(
@@ -135,11 +136,13 @@ def test_unequal_budgets_are_said(tmp_path: Path) -> None:
     assert "80 steps and 2560 examples against 40 and 1280" in " ".join(report_in(tmp_path).notes)
 
 
-def test_more_data_for_the_student_is_said(tmp_path: Path) -> None:
-    recipe = "data: {labelled: 2000, teacher_labels: all, unlabelled: teacher}\n"
-    notes = " ".join(report_in(write_run(tmp_path, {1: {"control": 800, "student": 850}}, recipe=recipe)).notes)
-    assert "part of the gain is the teacher's data" in notes
-    assert "Beside the 2,000 labelled examples" in notes
+def test_notices_of_the_data_are_repeated(tmp_path: Path) -> None:
+    write_run(tmp_path, {1: {"student": 850}}, teacher=None, recipe="seeds: [1]\n")
+    write_stage(tmp_path / "teacher", classes(950), notices=["the teacher is trained on all labels"])
+    write_stage(tmp_path / "seed-2" / "student", classes(850))
+    notes = report_in(tmp_path).notes
+    assert "The teacher is trained on all labels." in notes
+    assert "Seeds that recipe.yaml no longer lists count as well: 2." in notes
 
 
 def test_fine_tuned_student(tmp_path: Path) -> None:
