@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 from hfdistill.losses._checks import logit_pair, require_positive
 from hfdistill.losses.standardization import standardize
 
-# Low enough to be probability 0, high enough that two of them can be added: -inf would make NaN gradients.
+# Low enough to be probability 0. Where both sides are -inf, logaddexp has a NaN gradient: one finite side is enough.
 _LOWEST_LOG_PROBABILITY = -1e30
 
 
@@ -48,6 +48,5 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def log_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
     """log(weight a + (1 - weight) b) for a weight strictly between 0 and 1."""
-    log_a = log_a.clamp(min=_LOWEST_LOG_PROBABILITY)
-    log_b = log_b.clamp(min=_LOWEST_LOG_PROBABILITY)
-    return torch.logaddexp(log_a + math.log(weight), log_b + math.log1p(-weight))
+    finite_a = log_a.clamp(min=_LOWEST_LOG_PROBABILITY)
+    return torch.logaddexp(finite_a + math.log(weight), log_b + math.log1p(-weight))

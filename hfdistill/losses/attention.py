@@ -13,8 +13,8 @@ from hfdistill.losses._features import map_pair
 from hfdistill.losses._softmax import kl_terms
 from hfdistill.losses._vectors import products
 
-# Scores computed at a time: enough to keep a device busy, few enough that memory does not grow with the heads.
-_SCORES = 2**22
+# Scores computed at a time: enough to keep a device busy, few enough to stay in a processor's cache.
+_SCORES = 2**20
 
 
 def attention_relation(

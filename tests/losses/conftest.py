@@ -39,7 +39,7 @@ class Case:
 
     def __call__(self, student: Tensor, teacher: Tensor, **options: object) -> Tensor:
         if "labels" in self.parameters:
-            options["labels"] = torch.arange(len(student)) % self.shape[-1]
+            options["labels"] = torch.arange(len(student), device=student.device) % self.shape[-1]
         if "indices" in self.parameters:
             probabilities = (
                 teacher.to(torch.promote_types(teacher.dtype, torch.float32)) / options.get("temperature", 1.0)

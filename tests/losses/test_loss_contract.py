@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfdistill import losses
 from hfdistill.losses import LOSSES, standardize
@@ -171,6 +172,17 @@ def test_teacher_gets_no_gradient(case):
     case(student, teacher).sum().backward()
     assert student.grad.abs().sum() > 0
     assert teacher.grad is None
+
+
+def test_no_value_is_read_back_from_the_device(case):
+    student, teacher = case.pair()
+    # Fake tensors have no values: what would stall a GPU (item, a branch on a tensor, a mask as an index) fails here.
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake_student, fake_teacher = mode.from_tensor(student), mode.from_tensor(teacher)
+        value = case(fake_student, fake_teacher)
+        (gradient,) = torch.autograd.grad(value.sum(), fake_student)
+    assert value.shape == (len(student),)
+    assert gradient.shape == student.shape
 
 
 def test_batch_too_small_to_teach_is_refused(case):

@@ -344,7 +344,7 @@ def test_top_k_short_rows_are_filled_up_with_probability_zero(logits):
     student = logits[0][:1].clone().requires_grad_()
     short = top_k_kl(student, torch.tensor([[0.5, 0.2]], dtype=F64), indices=torch.tensor([[3, 1]]))
     padded = torch.tensor([[0.5, 0.2, 0.0, 0.0]], dtype=F64)
-    filled = top_k_kl(student, padded, indices=torch.tensor([[3, 1, 3, 3]], dtype=torch.int32))
+    filled = top_k_kl(student, padded, indices=torch.tensor([[3, 1, 3, 3]], dtype=torch.int16))
     torch.testing.assert_close(filled, short)
     gradients = [torch.autograd.grad(value.sum(), student)[0] for value in (short, filled)]
     torch.testing.assert_close(*gradients)
