@@ -80,7 +80,7 @@ def calibration(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]) -
     """Reliability curve and expected calibration error over `ECE_BINS` equal-width bins.
 
     Single label: the probability of the predicted class against whether it is right. Multi-label: the probability of
-    each label against whether it holds. A value on the border of two bins belongs to the lower one.
+    each label against whether it holds.
     """
     known = labelled_rows(labels)
     logits, labels = logits[known].astype(float), labels[known]

@@ -18,14 +18,14 @@ def logits_of(*shares: tuple[float, ...]) -> np.ndarray:
 
 
 def test_ece_of_four_examples() -> None:
-    # Confidence .9 and right, .9 and wrong: one bin (.867 to .933), mean .9, half right. .6 right: bin .533 to .6
-    # (a border belongs below). .7 right: bin .667 to .733.
-    logits = logits_of((0.9, 0.1), (0.1, 0.9), (0.6, 0.4), (0.3, 0.7))
+    # Confidence .9 and right, .9 and wrong: one bin (.867 to .933), mean .9, half right. .55 right: bin .533 to .6.
+    # .7 right: bin .667 to .733.
+    logits = logits_of((0.9, 0.1), (0.1, 0.9), (0.55, 0.45), (0.3, 0.7))
     curve = calibration(SINGLE_LABEL, logits, np.array([0, 0, 0, 1]))
     assert curve.count == [1, 1, 2]
-    assert curve.confidence == pytest.approx([0.6, 0.7, 0.9])
+    assert curve.confidence == pytest.approx([0.55, 0.7, 0.9])
     assert curve.accuracy == [1, 1, 0.5]
-    assert curve.ece == pytest.approx((1 * 0.4 + 1 * 0.3 + 2 * 0.4) / 4)
+    assert curve.ece == pytest.approx((1 * 0.45 + 1 * 0.3 + 2 * 0.4) / 4)
 
 
 def test_ece_of_two_labels() -> None:

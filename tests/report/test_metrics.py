@@ -28,14 +28,14 @@ def test_single_label() -> None:
 
 def test_top_five_above_five_classes() -> None:
     logits = np.array([[7.0, 6, 5, 4, 3, 2, 1]] * 3)
-    values = metric_values(SINGLE_LABEL, logits, np.array([0, 4, 5]))
+    values = metric_values(SINGLE_LABEL, logits, np.array([0, 1, 5]))
     assert values["top5_accuracy"] == pytest.approx(2 / 3)
     assert values["accuracy"] == pytest.approx(1 / 3)
 
 
 def test_multi_label() -> None:
     # Decisions 1,0 / 1,1 / 0,0 for labels 1,0 / 0,1 / 0,1.
-    logits = np.array([[1.0, -1.0], [2.0, 2.0], [-1.0, -3.0]])
+    logits = np.array([[1.0, -1.0], [2.0, 0.25], [-1.0, -3.0]])
     values = metric_values(MULTI_LABEL, logits, np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
     # Label 0: 1 hit of 2 decisions and 1 label, F1 2/3. Label 1: 1 hit of 1 and 2, F1 2/3. Together: 2·2 / (3 + 3).
     assert values["f1_micro"] == pytest.approx(4 / 6)
