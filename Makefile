@@ -1,8 +1,9 @@
 # make demo   distils a classifier of handwritten digits and shows whether the teacher helped (some minutes, no download
 #             beside the packages)
 # make test   lint, types and tests: what CI runs
+# make bench  what a step costs beside its floor and its peers (minutes; leave the machine alone meanwhile)
 #
-# Both set up their own environment in .venv, once. On Linux the registry's torch comes with CUDA; for the smaller build
+# All set up their own environment, once. On Linux the registry's torch comes with CUDA; for the smaller build
 # without it: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ OLDEST := transformers==5.0.0 accelerate==1.1.0 datasets==4.0.0 huggingface_hub=
 # One thread each: two threads beside a busy process cost many times more than they give on small models.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: install demo test test-all test-oldest lint types format clean
+.PHONY: install demo test test-all test-oldest bench lint types format clean
 
 install: $(INSTALLED)
 
@@ -55,9 +56,22 @@ $(OLDEST_INSTALLED): pyproject.toml constraints.txt Makefile
 	$(OLDEST_VENV)/bin/$(PIP) --editable '.[test]' $(OLDEST)
 	touch $@
 
+# ModelOpt, a peer, has an environment of its own; it imports requests without asking for it.
+BENCH_VENV := .venv-bench
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
+
+bench: $(BENCH_INSTALLED)
+	$(BENCH_VENV)/bin/python tests/benchmarks/step.py
+
+$(BENCH_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/$(PIP) --constraint constraints.txt $(TORCH)
+	$(BENCH_VENV)/bin/$(PIP) --constraint constraints.txt --editable . 'nvidia-modelopt==0.47.*' requests
+	touch $@
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(OLDEST_VENV) $(BENCH_VENV) .mypy_cache .pytest_cache .ruff_cache dist

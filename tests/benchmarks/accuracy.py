@@ -5,8 +5,8 @@
     python tests/benchmarks/accuracy.py RUN --lambda-param 0.5 --temperature 5      # the guide's
 
 Reads the recipe, the teacher and the finished stages of RUN, trains the peer once a seed, prints accuracies on the test
-split side by side and writes them to RUN/peer.json. `--teacher-dtype bfloat16` spares time on a CPU: the guide's teacher
-does not take part in mixed precision, the run's does.
+split side by side and writes them to RUN/peer.json. `--teacher-dtype bfloat16` spares time on a CPU: the teacher of the
+guide does not take part in mixed precision, the run's does.
 """
 
 from __future__ import annotations
