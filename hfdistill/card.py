@@ -59,7 +59,8 @@ class ResultFacts:
 class CardFacts:
     """What a card says; of `teacher`, `base_model` and `dataset` only Hub ids go into the metadata.
 
-    A teacher without a name is None. `report` is Markdown about the results.
+    A teacher without a name is None. `repository` is where the student is published, `training` its settings, `report`
+    Markdown about the results.
     """
 
     name: str
@@ -75,6 +76,8 @@ class CardFacts:
     dataset_name: str | None = None
     dataset_split: str = "test"
     results: tuple[ResultFacts, ...] = ()
+    repository: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
     report: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -198,7 +201,10 @@ def _section(facts: CardFacts) -> str:
         lines.append(f"Its weights started from {facts.start}.")
     if facts.dataset:
         lines.append(f"Trained on {_linked(facts.dataset, 'datasets/')}.")
-    parts = ["## Distillation", " ".join(lines), _objective(facts)]
+    parts = ["## Distillation", " ".join(lines), *_use(facts), _objective(facts)]
+    if facts.training:
+        settings = ", ".join(f"`{key}` {value}" for key, value in facts.training.items())
+        parts.append(f"Settings of the training, beside the defaults: {settings}.")
     if facts.report:
         parts += ["### Results", facts.report]
     if facts.versions:
@@ -220,6 +226,13 @@ def _teacher(facts: CardFacts) -> list[str]:
         f"Licence of the teacher: {facts.teacher_licence or 'unknown'}. Check what it says about models trained on the "
         "teacher's outputs.",
     ]
+
+
+def _use(facts: CardFacts) -> list[str]:
+    if facts.task is None or facts.repository is None:
+        return []
+    call = f'classify = pipeline("{facts.task}", model="{facts.repository}")'
+    return [f"```python\nfrom transformers import pipeline\n\n{call}\n```"]
 
 
 def _objective(facts: CardFacts) -> str:

@@ -62,7 +62,7 @@ def push_folder(
     model, run, stage = chosen_student(folder)
     _check_loadable(model)
     if run is not None and stage is not None:
-        extend_card(model, run_card_facts(run, stage, repo_id.rpartition("/")[2]))
+        extend_card(model, run_card_facts(run, stage, repo_id))
     elif not (model / "README.md").is_file():
         raise HfDistillError(
             f"got {model} without README.md, expected a model card; call trainer.create_model_card() or write one"

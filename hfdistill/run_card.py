@@ -21,7 +21,7 @@ TASK_TAGS = {
 }
 
 
-def run_card_facts(run: RunFolder, stage: Stage, name: str) -> CardFacts:
+def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
     """What the card says about a student of a run."""
     recipe, report = recipe_of(run.recipe), report_of(run)
     seed = stage.folder.parent.name.removeprefix("seed-")
@@ -29,7 +29,9 @@ def run_card_facts(run: RunFolder, stage: Stage, name: str) -> CardFacts:
     teacher = recipe.teacher.model or str(run.teacher.facts.get("model") if run.teacher else recipe.teacher.config)
     started = recipe.student.model or (recipe.teacher.model if recipe.student.from_teacher is not None else None)
     return CardFacts(
-        name=name,
+        name=repository.rpartition("/")[2],
+        repository=repository if "/" in repository else None,
+        training=stage.facts.get("settings") or {},
         teacher=teacher,
         teacher_revision=recipe.teacher.revision,
         teacher_training=None if recipe.teacher.finetune is None else "trained on the labels of the same data first",

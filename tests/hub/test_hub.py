@@ -22,6 +22,9 @@ from transformers import ViTImageProcessorPil
 from hfdistill.errors import HfDistillError
 from hfdistill.hub import push_folder
 
+# The client starts Transformers and trains: a dozen seconds alone, minutes on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 RECIPE = """
 teacher: {model: tester/teacher, revision: main}
 student: {config: {model_type: vit}}
@@ -76,7 +79,7 @@ def happened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Happened]:
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]),
         }
         command = [sys.executable, str(Path(__file__).with_name("client.py")), str(run), str(work)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr
         yield Happened(hub, json.loads((work / "results.json").read_text()), run)
 
@@ -124,6 +127,8 @@ def test_the_card_of_a_run(happened: Happened) -> None:
         "Distillation helped: the student's accuracy is 85.15 %",
         "scikit-learn's handwritten digits",
         "transformers 5.",
+        'pipeline("image-classification", model="tester/student")',
+        "beside the defaults: `learning_rate` 0.001.",
         "hinton2015distilling",
     ):
         assert expected in text, expected
