@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hfdistill.recipe import Recipe
     from hfdistill.stages import Reporter
 
+SECTIONS = ("student", "teacher", "data", "objective", "training")
+
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EXAMPLES = """examples:
@@ -67,7 +69,7 @@ def _split_changes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if waiting and not is_option:
             changes.append(argument)
             waiting = False
-        elif is_option and "." in argument.partition("=")[0]:
+        elif is_option and argument[2:].partition("=")[0].partition(".")[0] in SECTIONS:
             changes.append(argument)
             waiting = "=" not in argument
         else:

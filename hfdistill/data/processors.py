@@ -41,7 +41,7 @@ def student_view(section: StudentSection, config: PreTrainedConfig, data: TaskDa
         return _text_view(name, revision, "student", config, data)
     if name is not None:
         return ImageView(_loaded(AutoImageProcessor, name, revision, "student"), _mode(config))
-    wanted = (section.config or {}).get("image_size")
+    wanted = (section.config or {}).get("image_size") or data.section.image_size
     if _mode(config) != teacher.mode:
         first = read_image(data.train.dataset, data.columns[0], 0, teacher.mode)
         return ImageView(_made(config, data, wanted or teacher.size(first)[::-1]), _mode(config))

@@ -149,7 +149,7 @@ class Run:
             model,
             self.prepared.teacher_train(),
             self.prepared.evaluation("validation", TEACHER_VIEW),
-            _processor(self.views[1]),
+            processor_of(self.views[1]),
         )
         self._train_and_finish(stage, lesson, settings, TEACHER_VIEW)
 
@@ -158,7 +158,7 @@ class Run:
             models.build_student(self.recipe, self.data.kind, self.data.space, stage.seed),
             self.prepared.control_train(),
             self.prepared.evaluation("validation", STUDENT_VIEW),
-            _processor(self.views[0]),
+            processor_of(self.views[0]),
         )
         self._train_and_finish(stage, lesson, stage_settings(self.recipe, CONTROL, stage.seed), STUDENT_VIEW)
 
@@ -168,9 +168,9 @@ class Run:
             models.build_student(self.recipe, self.data.kind, self.data.space, stage.seed),
             self.prepared.student_train(),
             self.prepared.evaluation("validation", "both"),
-            _processor(student),
+            processor_of(student),
             self.teacher(),
-            _processor(student if self.prepared.shared else teacher),
+            processor_of(student if self.prepared.shared else teacher),
             self.recipe.objective.build(),
         )
         self._train_and_finish(stage, lesson, stage_settings(self.recipe, STUDENT, stage.seed), STUDENT_VIEW)
@@ -180,7 +180,7 @@ class Run:
             models.load_finished(stage.folder.with_name(STUDENT), self.data.kind),
             self.prepared.control_train(),
             self.prepared.evaluation("validation", STUDENT_VIEW),
-            _processor(self.views[0]),
+            processor_of(self.views[0]),
         )
         self._train_and_finish(stage, lesson, stage_settings(self.recipe, FINETUNED, stage.seed), STUDENT_VIEW)
 
@@ -264,7 +264,8 @@ class Run:
         write_json(self.output / "speed.json", speeds(both, inputs))
 
 
-def _processor(view: View) -> Any:
+def processor_of(view: View) -> Any:
+    """The tokenizer or image processor of a view."""
     from hfdistill.data.images import ImageView
 
     return view.processor if isinstance(view, ImageView) else view.tokenizer

@@ -1,0 +1,259 @@
+"""Checks of a recipe before a long run: do the two models fit together, does the teacher know, how do the terms pull?"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hfdistill import contract
+from hfdistill.data import STUDENT, TEACHER, view_differences, whole_batch
+from hfdistill.data.labels import SINGLE
+from hfdistill.errors import HfDistillError
+from hfdistill.knowledge import StepContext
+from hfdistill.objective import Objective
+from hfdistill.stages import models
+from hfdistill.stages.outcome import predictions
+from hfdistill.stages.run import Run, processor_of
+from hfdistill.stages.settings import STUDENT as STUDENT_STAGE
+from hfdistill.stages.settings import stage_settings
+from hfdistill.trainer import DistillationTrainer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from transformers import PreTrainedModel
+
+    from hfdistill.recipe import Recipe
+    from hfdistill.stages import Reporter
+
+GOOD, NOTE, BAD = "good", "note", "bad"
+TRAIN_ROWS, EVALUATION_ROWS = 512, 256
+"""Rows that are looked at: enough to tell a teacher from chance."""
+ESSENTIAL = ("data", "teacher", "student", "classes", "objective")
+"""Without these there is nothing to look at further."""
+UNEVEN = 100.0
+"""A term whose gradient is so many times another's drowns it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: `state` is good, note (worth knowing) or bad (the run would fail or be worthless)."""
+
+    name: str
+    state: str
+    finding: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks of a recipe."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no check is bad."""
+        return all(check.state != BAD for check in self.checks)
+
+    def table(self) -> Table:
+        """The checks for the terminal."""
+        from rich.table import Table
+        from rich.text import Text
+
+        colours = {GOOD: "green", NOTE: "yellow", BAD: "red"}
+        table = Table("check", "", "finding", show_lines=True)
+        for check in self.checks:
+            table.add_row(check.name, Text(check.state, style=colours[check.state]), Text(check.finding))
+        return table
+
+
+def diagnose(recipe: Recipe, reporter: Reporter) -> Diagnosis:
+    """Look at data, models, objective and one batch of a recipe; nothing is trained and nothing is kept.
+
+    What is wrong becomes a bad check with its remedy; only the checks that build on it are left out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return Diagnosis(tuple(Doctor(_smaller(recipe), Path(folder), reporter).checks()))
+
+
+def _smaller(recipe: Recipe) -> Recipe:
+    section = recipe.data
+    rows = max(TRAIN_ROWS, 2 * (section.labelled or 0))
+    fewer = replace(
+        section,
+        max_train_samples=min(rows, section.max_train_samples or rows),
+        max_eval_samples=min(EVALUATION_ROWS, section.max_eval_samples or EVALUATION_ROWS),
+    )
+    return replace(recipe, data=fewer)
+
+
+class Doctor:
+    """Goes through the checks in the order in which they build on each other."""
+
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        self.recipe = recipe
+        self.run = Run(recipe, folder, reporter)
+        self.settings = stage_settings(recipe, STUDENT_STAGE, recipe.seeds[0])
+        self.folder = folder
+        self.done: list[Check] = []
+
+    def checks(self) -> list[Check]:
+        """All checks, up to the first bad one that the rest needs."""
+        self._needed("data", self._data)
+        self._needed("teacher", self._teacher)
+        self._needed("student", self._student)
+        self._needed("classes", self._classes)
+        self._needed("objective", self._objective)
+        self._needed("inputs", self._inputs)
+        self._needed("teacher's knowledge", self._knowledge)
+        self._needed("one batch", self._batch)
+        return self.done
+
+    def _needed(self, name: str, look: Callable[[], tuple[str, str]]) -> None:
+        if any(check.state == BAD and check.name in ESSENTIAL for check in self.done):
+            return
+        try:
+            state, finding = look()
+        except HfDistillError as error:
+            state, finding = BAD, str(error)
+        self.done.append(Check(name, state, finding))
+
+    # ---- one method a check: its state and what was found --------------------------------------------------------
+
+    def _data(self) -> tuple[str, str]:
+        data = self.run.data
+        names = ", ".join(data.space.names[:6]) + (", ..." if len(data.space.names) > 6 else "")
+        rows = f"{len(data.train)} + {len(data.validation)} + {len(data.test)} rows looked at"
+        finding = f"{data.kind} in {', '.join(data.columns)}; {data.space.problem_type} over {names}; {rows}"
+        return (NOTE, f"{finding}. {'; '.join(data.notices)}") if data.notices else (GOOD, finding)
+
+    def _teacher(self) -> tuple[str, str]:
+        self.teacher = self._original()
+        finding = f"{models.summary(self.recipe, 'teacher')}, {_size(self.teacher)}"
+        if self.recipe.teacher.finetune is None:
+            return GOOD, f"{finding}; every tensor came from its checkpoint"
+        return NOTE, f"{finding}; it will be fine-tuned first: what is said of it below holds before that"
+
+    def _original(self) -> PreTrainedModel:
+        return models.load_original_teacher(self.recipe, self.run.data.kind, self.run.data.space)
+
+    def _student(self) -> tuple[str, str]:
+        data = self.run.data
+        self.student = models.build_student(self.recipe, data.kind, data.space, self.recipe.seeds[0])
+        contract.check_distinct(self.student, self.teacher)
+        contract.check_same_problem(self.student, self.teacher)
+        share = _parameters(self.student) / _parameters(self.teacher)
+        finding = f"{models.summary(self.recipe, 'student')}, {_size(self.student)}, {share:.1%} of the teacher's"
+        return (GOOD, finding) if share < 1 else (NOTE, f"{finding}: it is no smaller than its teacher")
+
+    def _classes(self) -> tuple[str, str]:
+        names = list(self.run.data.space.names)
+        alignment = contract.aligned_classes(names, contract.class_names(self.teacher))
+        return (NOTE, alignment.notice) if alignment.notice else (GOOD, f"{len(names)} classes, the same in both")
+
+    def _objective(self) -> tuple[str, str]:
+        self.trainer = self._made_trainer()
+        teacher, inner = self.trainer.teacher, self.teacher
+        if teacher is None or inner.training or any(parameter.requires_grad for parameter in inner.parameters()):
+            return BAD, "the teacher is not frozen in eval mode; report this as a bug"
+        return GOOD, f"{self.trainer.objective!r}; the teacher is frozen, in eval mode, and no part of the student"
+
+    def _made_trainer(self) -> DistillationTrainer:
+        prepared = self.run.prepared
+        student, teacher = self.run.views
+        return DistillationTrainer(
+            self.student,
+            self.settings.config(self.folder),
+            teacher_model=self.teacher,
+            objective=self.recipe.objective.build(),
+            processing_class=processor_of(student),
+            teacher_processing_class=processor_of(student if prepared.shared else teacher),
+            train_dataset=prepared.student_train(),
+            data_collator=whole_batch,
+        )
+
+    def _inputs(self) -> tuple[str, str]:
+        example = self.run.prepared.student_train()[0]
+        views = self.trainer.views
+        read = {STUDENT: ", ".join(views.student(example)), TEACHER: ", ".join(views.teacher(example))}
+        finding = f"the student reads {read[STUDENT]}, the teacher {read[TEACHER]}"
+        differences = view_differences(*self.run.views)
+        if differences:
+            return NOTE, f"{finding}; each has its own view of an example ({'; '.join(differences)})"
+        return GOOD, f"{finding}, made by the same processor"
+
+    def _knowledge(self) -> tuple[str, str]:
+        data, space = self.run.data, self.run.data.space
+        examples = self.run.prepared.evaluation("validation", TEACHER)
+        config = self.settings.config(self.folder)
+        known = predictions(self.teacher, examples, data.validation.labels, config, space).metrics(space)
+        if space.problem_type != SINGLE:
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in known.items())
+            return GOOD, f"on {len(examples)} validation rows: {shown}"
+        chance = float(torch.bincount(data.validation.labels).max()) / len(examples)
+        margin = 2 * math.sqrt(chance * (1 - chance) / len(examples))
+        finding = f"accuracy {known['accuracy']:.1%} on {len(examples)} validation rows; always the largest class {chance:.1%}"
+        if known["accuracy"] > chance + margin:
+            return GOOD, finding
+        if self.recipe.teacher.finetune is not None:
+            return NOTE, f"{finding}: as expected before its fine-tuning"
+        return BAD, (
+            f"{finding}: it knows nothing of these data. Check the order of its classes and its processor "
+            "(teacher.processor), or add teacher.finetune."
+        )
+
+    def _batch(self) -> tuple[str, str]:
+        trainer = self.trainer
+        trainer.model.train()
+        loader = iter(trainer.get_train_dataloader())
+        batches, counts = trainer.get_batch_samples(loader, 1, trainer.args.device)
+        if counts is None:
+            return BAD, "the train split gives no batch: lower training.per_device_train_batch_size"
+        inputs = trainer._prepare_inputs(batches[0])
+        rows = trainer.task.rows(inputs)
+        outputs = trainer.model(**trainer.views.student(inputs))
+        targets = trainer.teacher(trainer.views.teacher(inputs)) if trainer.teacher is not None else None
+        context = StepContext(outputs.logits, targets, rows, trainer.task)
+        norms, findings = {}, []
+        for term in trainer.objective.active:
+            if term.weight == 0 or (term.needs_labels and int(counts.labelled) == 0):
+                findings.append(f"{term.name}: no row of this batch counts, or its weight is 0")
+                continue
+            total, parts = Objective([term])(context, counts)
+            norms[term.name] = _gradient_norm(total, trainer.model)
+            findings.append(
+                f"{term.name} {float(parts[term.name]):.4g}, gradient norm of its share {norms[term.name]:.3g}"
+            )
+        return _balance(norms, f"{rows.every.size} rows: {'; '.join(findings)}")
+
+
+def _gradient_norm(total: torch.Tensor, model: torch.nn.Module) -> float:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(total, trainable, retain_graph=True, allow_unused=True)
+    squares = [float(gradient.float().pow(2).sum()) for gradient in gradients if gradient is not None]
+    return math.sqrt(sum(squares))
+
+
+def _balance(norms: dict[str, float], finding: str) -> tuple[str, str]:
+    if any(not math.isfinite(norm) for norm in norms.values()):
+        return BAD, f"{finding}. A gradient is not finite: train in float32 or bf16, not fp16, and lower the weights."
+    if any(norm == 0 for norm in norms.values()):
+        dead = ", ".join(name for name, norm in norms.items() if norm == 0)
+        return BAD, f"{finding}. {dead} moves nothing: take another loss, or check that student and teacher differ."
+    if norms and max(norms.values()) > UNEVEN * min(norms.values()):
+        small, large = min(norms, key=norms.__getitem__), max(norms, key=norms.__getitem__)
+        return NOTE, f"{finding}. {large} drowns {small}: lower the weight of {large}, or raise that of {small}."
+    return GOOD, finding
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _size(model: torch.nn.Module) -> str:
+    return f"{_parameters(model):,} parameters"
