@@ -30,8 +30,8 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _relative_distances(features: Tensor) -> Tensor:
     distance, inverse = distances(centred_products(features))
-    mean = distance.sum() / (inverse > 0).sum().clamp(min=1)
-    return distance / torch.where(mean > 0, mean, 1.0)
+    total = distance.sum()
+    return distance * (inverse > 0).sum() / torch.where(total > 0, total, 1.0)
 
 
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:

@@ -155,6 +155,16 @@ def test_probabilistic_transfer_is_the_mean_over_all_pairs(features):
     torch.testing.assert_close(probabilistic_transfer(student, teacher).mean(), (p_t * (p_t / p_s).log()).mean())
 
 
+def test_probabilistic_transfer_stays_finite_for_opposite_rows():
+    opposite, alike = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    for student, teacher in ((opposite, alike), (alike, opposite), (opposite, opposite)):
+        student = student.clone().requires_grad_()
+        value = probabilistic_transfer(student, teacher)
+        (gradient,) = torch.autograd.grad(value.sum(), student)
+        assert value.isfinite().all()
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "name", ["relational_distance", "relational_angle", "similarity_preserving", "probabilistic_transfer"]
 )
