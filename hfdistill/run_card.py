@@ -21,6 +21,9 @@ TASK_TAGS = {
 }
 
 
+FROM_SCRATCH = "none of its own, it was trained from random values in this run"
+
+
 def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
     """What the card says about a student of a run."""
     recipe, report = recipe_of(run.recipe), report_of(run)
@@ -35,7 +38,9 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
         teacher=teacher,
         teacher_revision=recipe.teacher.revision,
         teacher_training=None if recipe.teacher.finetune is None else "trained on the labels of the same data first",
-        teacher_licence=known_licence(recipe.teacher.model, recipe.teacher.revision),
+        teacher_licence=FROM_SCRATCH
+        if recipe.teacher.model is None
+        else known_licence(recipe.teacher.model, recipe.teacher.revision),
         terms=term_facts(_objective(recipe, run.problem_type)),
         base_model=started,
         start=_start(recipe),
@@ -52,10 +57,9 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
 def _results(report: Report, stage: Stage, seed: str) -> str:
     others = [str(other) for other in report.seeds if str(other) != seed]
     which = f"These weights: {ROLE_NAMES[stage.name]}, seed {seed}"
-    which += (
-        f"; the run had the seeds {', '.join(others)} too, and the choice did not look at results." if others else "."
-    )
-    return f"{which}\n\n{comparison(report)}"
+    if others:
+        which += f" (also run: {', '.join(others)}; the choice did not look at results)"
+    return f"{which}.\n\n{comparison(report)}"
 
 
 def _objective(recipe: Recipe, problem_type: str) -> Objective:

@@ -123,7 +123,7 @@ def test_the_card_of_a_run(happened: Happened) -> None:
         "[tester/teacher](https://huggingface.co/tester/teacher) at revision `main`",
         "Licence of the teacher: apache-2.0",
         "| kd | 0.9 | `forward_kl`: T² KL(p ‖ q), p = softmax(z/T) | temperature = 4.0",
-        "seed 1; the run had the seeds 2 too",
+        "seed 1 (also run: 2; the choice did not look at results).",
         "Distillation helped: the student's accuracy is 85.15 %",
         "scikit-learn's handwritten digits",
         "transformers 5.",
