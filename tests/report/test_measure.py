@@ -28,6 +28,7 @@ class Sleeper(nn.Module):
         assert not self.training
         assert not torch.is_grad_enabled()
         assert scale == 0.5
+        assert pixel_values[:, 0].tolist() == [row % 2 for row in range(len(pixel_values))]
         self.calls.append((self.name, len(pixel_values)))
         time.sleep(self.milliseconds * len(pixel_values) / 1000)
         return pixel_values
@@ -36,10 +37,11 @@ class Sleeper(nn.Module):
 def test_speeds() -> None:
     calls: list[tuple[str, int]] = []
     models = {"teacher": Sleeper("teacher", 2.0, calls), "student": Sleeper("student", 0.5, calls)}
-    batch: dict[str, Any] = {"pixel_values": torch.zeros(2, 3), "scale": 0.5}
+    batch: dict[str, Any] = {"pixel_values": torch.arange(2.0).expand(3, 2).T, "scale": 0.5}
     measured = speeds(models, {"teacher": batch, "student": batch}, batch_size=8, repetitions=4, warmup=1)
     # Four repetitions after one to warm up, the models taking turns, two rows repeated to eight.
     assert calls == [("teacher", 1), ("teacher", 8), ("student", 1), ("student", 8)] * 5
+    assert measured["repetitions"] == 4
     assert models["student"].training
     assert (measured["batch_size"], measured["threads"], measured["device"]) == (8, torch.get_num_threads(), "cpu")
     median, low, high = measured["models"]["teacher"]["latency_ms"]
