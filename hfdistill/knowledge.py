@@ -107,10 +107,27 @@ class Logits:
         self.name = name
         self.options = bound_options(self.loss, options)
         self.needs_labels = "labels" in inspect.signature(self.loss).parameters
+        self._try_options()
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
         return f"Logits({loss_name(self.loss)}, weight={self.weight:g}{options})"
+
+    def _try_options(self) -> None:
+        """Have the loss look at its options now, on nothing of interest, and not in the first step."""
+        if self.loss not in LOSSES.values():
+            return
+        if "indices" in inspect.signature(self.loss).parameters:
+            raise HfDistillError(
+                f"{loss_name(self.loss)} compares with the k highest probabilities of a teacher, and a model gives all of "
+                "its logits; use forward_kl here, or call the function yourself."
+            )
+        nothing = torch.zeros(4, 4)
+        labels = {"labels": torch.zeros(4, dtype=torch.long)} if self.needs_labels else {}
+        try:
+            self.loss(nothing, nothing, **labels, **self.options)
+        except (TypeError, ValueError) as error:
+            raise HfDistillError(f"{self!r} cannot be used: {error}") from error
 
     def values(self, context: StepContext) -> torch.Tensor:
         """One value a row."""
