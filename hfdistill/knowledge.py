@@ -119,8 +119,8 @@ class Logits:
             return
         if "indices" in inspect.signature(self.loss).parameters:
             raise HfDistillError(
-                f"{loss_name(self.loss)} compares with the k highest probabilities of a teacher, and a model gives all of "
-                "its logits; use forward_kl here, or call the function yourself."
+                f"{loss_name(self.loss)} compares with the k highest probabilities of a teacher, and a model gives "
+                "all of its logits; use forward_kl here, or call the function yourself."
             )
         nothing = torch.zeros(4, 4)
         labels = {"labels": torch.zeros(4, dtype=torch.long)} if self.needs_labels else {}
