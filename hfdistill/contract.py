@@ -158,8 +158,8 @@ def check_trained(teacher: nn.Module, missing: Sequence[str] = ()) -> None:
     fresh = sorted({*missing, *fresh_parameters(teacher)})
     if fresh:
         raise HfDistillError(
-            f"The teacher's {_some(fresh)} came from no checkpoint: its head is freshly initialised and its targets would "
-            "be noise. Fine-tune the teacher first (recipe: teacher.finetune), or name a checkpoint with this head."
+            f"The teacher's {_some(fresh)} came from no checkpoint: its head is freshly initialised and its targets "
+            "would be noise. Fine-tune the teacher first (recipe: teacher.finetune), or name one with a trained head."
         )
 
 

@@ -88,6 +88,7 @@ class TwoViewCollator:
         self.columns = columns
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch with the tensors of both models, and the labels."""
         raw = self._raw_columns(examples[0])
         keep = {*self.views.columns, *self.views.label_names, "label", "label_ids"} - set(raw)
         rest = [{key: value for key, value in example.items() if key in keep} for example in examples]
@@ -128,8 +129,8 @@ def processed(processing_class: Any, examples: Sequence[Mapping[str, Any]], colu
         return batch
     if isinstance(processing_class, BaseImageProcessor):
         images = [example[columns[0]] for example in examples]
-        batch = processing_class(images, return_tensors="pt")
-        return batch
+        views: BatchFeature = processing_class(images, return_tensors="pt")
+        return views
     raise HfDistillError(
         f"A processor of type {type(processing_class).__name__} came; expected a tokenizer or an image processor. For "
         f"other inputs give the teacher's tensors in columns with the prefix {TEACHER_PREFIX!r}."
