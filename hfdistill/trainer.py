@@ -29,7 +29,7 @@ from hfdistill.parts import PartSums
 from hfdistill.rows import BatchRows, RowCounts
 from hfdistill.tasks import Task, task_for
 from hfdistill.teachers import LiveTeacher, Targets, Teacher
-from hfdistill.views import TEACHER_PREFIX, TwoViewCollator, Views
+from hfdistill.views import TEACHER_PREFIX, RawCollator, Views
 
 logger = logging.getLogger(__name__)
 
@@ -114,31 +114,37 @@ class DistillationTrainer(Trainer):
         return LiveTeacher(prepared, alignment.tensor())
 
     def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any) -> None:
-        self._reads_raw_columns = False
-        if teacher is None:
+        example = _first_example(self.train_dataset)
+        if any(key.startswith(TEACHER_PREFIX) for key in example):
+            self._reads_raw_columns = False
             return
-        if processing_class is None and self.teacher_name is not None:
+        if teacher is not None and processing_class is None and self.teacher_name is not None:
             revision = self.args.teacher_model_revision
             processing_class = loading.processing_class_beside(self.teacher_name, revision, self.processing_class)
-        differences = (
-            contract.processing_differences(self.processing_class, processing_class)
-            if processing_class is not None and self.processing_class is not None
-            else contract.input_differences(self.model, teacher)
-        )
-        has_own_columns = any(key.startswith(TEACHER_PREFIX) for key in _first_example(self.train_dataset))
-        if not differences or has_own_columns:
+        differences = self._view_differences(teacher, processing_class)
+        unprocessed = bool(example) and not any(key in self.views.student_names for key in example)
+        self._reads_raw_columns = bool(differences) or (unprocessed and self.processing_class is not None)
+        if not self._reads_raw_columns:
             return
-        if processing_class is None or self.processing_class is None:
+        if differences and (processing_class is None or self.processing_class is None):
             raise HfDistillError(
                 f"Student and teacher read different inputs ({'; '.join(differences)}). Pass processing_class and "
                 "teacher_processing_class with raw image or text columns, or give the teacher's tensors in columns "
                 "with the prefix 'teacher_'."
             )
-        logger.info("Teacher and student each get their own view: %s.", "; ".join(differences))
-        self._reads_raw_columns = True
-        self.data_collator = TwoViewCollator(
-            self.data_collator, self.processing_class, processing_class, self.views, self.args.input_columns
+        if differences:
+            logger.info("Teacher and student each get their own view: %s.", "; ".join(differences))
+        teachers_own = processing_class if differences else None
+        self.data_collator = RawCollator(
+            self.data_collator, self.processing_class, teachers_own, self.views, self.args.input_columns
         )
+
+    def _view_differences(self, teacher: nn.Module | None, processing_class: Any) -> list[str]:
+        if teacher is None:
+            return []
+        if processing_class is not None and self.processing_class is not None:
+            return contract.processing_differences(self.processing_class, processing_class)
+        return contract.input_differences(self.model, teacher)
 
     def _part_sums(self) -> PartSums:
         terms = self.objective.active

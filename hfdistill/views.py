@@ -66,11 +66,12 @@ class Views:
         return {key: batch[key] for key in keys}
 
 
-class TwoViewCollator:
-    """Makes both models' tensors from raw examples: one image or text, seen through two processors.
+class RawCollator:
+    """Makes both models' tensors from raw examples: one image or text, seen through one processor or two.
 
-    The student's tensors are made too where the examples do not hold them already. Raw columns are those in `columns`,
-    or else every column that holds a string or a PIL image; two text columns are a pair, in the order of the columns.
+    The student's tensors are made where the examples do not hold them already; the teacher gets its own only where
+    `teacher_processing_class` is given, since it would do something else than the student's. Raw columns are those in
+    `columns`, or else every column that holds a string or a PIL image; two text columns are a pair, in their order.
     """
 
     def __init__(
@@ -98,8 +99,9 @@ class TwoViewCollator:
         else:
             batch = dict(processed(self.student_processing_class, examples, raw))
             batch.update(_labels(rest))
-        own = processed(self.teacher_processing_class, examples, raw)
-        batch.update({TEACHER_PREFIX + key: value for key, value in own.items()})
+        if self.teacher_processing_class is not None:
+            own = processed(self.teacher_processing_class, examples, raw)
+            batch.update({TEACHER_PREFIX + key: value for key, value in own.items()})
         return batch
 
     def _raw_columns(self, example: Mapping[str, Any]) -> list[str]:

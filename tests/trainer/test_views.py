@@ -67,6 +67,20 @@ def test_equal_processors_share_one_view(tmp_path: Path) -> None:
     assert not trainer._reads_raw_columns
 
 
+def test_raw_examples_are_processed_once_where_processors_agree(tmp_path: Path) -> None:
+    trainer = DistillationTrainer(
+        tiny.model("resnet", layers=1),
+        config(tmp_path, max_steps=1),
+        teacher_model=tiny.model("vit"),
+        train_dataset=images(),
+        processing_class=image_processor(0.5),
+        teacher_processing_class=image_processor(0.5),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert set(batch) == {"pixel_values", "labels"}
+    trainer.train()
+
+
 def test_two_tokenizers_give_two_views(tmp_path: Path) -> None:
     words = ["good", "bad", "film"]
     one, other = tokenizer(words, tmp_path), tokenizer(words[::-1], tmp_path)
