@@ -1,15 +1,18 @@
-"""Random changes of training images: drawn once a row, so that student and teacher see the same change.
+"""Random changes of training images: a row's change follows from seed, epoch and row alone.
 
-Draws come from torch's global generator, which the Trainer seeds, restores on resume, and seeds apart in each worker.
+So student and teacher see the same change, and neither workers, nor the cut of batches, nor an interruption alters it:
+draws from torch's global generator would differ after a resume, because batches are fetched ahead of the checkpoint.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +24,41 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
+class Changes:
+    """Which changes to make, and what they are drawn from; the epoch lies in shared memory, where workers see it."""
+
+    kinds: tuple[str, ...]
+    seed: int = 0
+    epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
+
+    def draws(self, rows: Tensor) -> Draws:
+        """What to do to each of some rows in this epoch."""
+        top, left, area, ratio, flip = (torch.from_numpy(column) for column in self._uniform(rows.numpy(), 5))
+        low, high = (math.log(bound) for bound in RATIO)
+        return Draws(
+            self.kinds,
+            torch.stack([top, left], dim=1),
+            AREA[0] + (AREA[1] - AREA[0]) * area,
+            torch.exp(low + (high - low) * ratio),
+            (flip < 0.5) & (FLIP in self.kinds),
+        )
+
+    def _uniform(self, rows: NDArray[np.int64], count: int) -> list[NDArray[np.float64]]:
+        """`count` numbers in [0, 1) a row: SplitMix64 (Steele et al. 2014) of seed, epoch, row and place."""
+        mixed = _mixed(np.uint64(self.seed) + np.zeros(len(rows), np.uint64))
+        mixed = _mixed(mixed ^ np.uint64(int(self.epoch)))
+        mixed = _mixed(mixed ^ rows.astype(np.uint64))
+        return [(_mixed(mixed ^ np.uint64(place)) >> np.uint64(11)) / 2.0**53 for place in range(count)]
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@dataclass(frozen=True)
 class Draws:
     """What to do to each row: `places` (rows, 2) in [0, 1) down and across, `areas` and `ratios`, `flips`."""
 
@@ -29,18 +67,6 @@ class Draws:
     areas: Tensor
     ratios: Tensor
     flips: Tensor
-
-    @classmethod
-    def of(cls, rows: int, kinds: Sequence[str]) -> Draws:
-        """Draw for so many rows."""
-        low, high = (math.log(bound) for bound in RATIO)
-        return cls(
-            tuple(kinds),
-            torch.rand(rows, 2),
-            AREA[0] + (AREA[1] - AREA[0]) * torch.rand(rows),
-            torch.exp(low + (high - low) * torch.rand(rows)),
-            torch.rand(rows) < 0.5 if FLIP in kinds else torch.zeros(rows, dtype=torch.bool),
-        )
 
     def of_tensors(self, images: Tensor, black: Tensor) -> Tensor:
         """Crop and flip processed images (rows, channels, height, width); `black` is a processed black pixel."""

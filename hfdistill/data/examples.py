@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hfdistill.data.changes import Draws
+from hfdistill.data.changes import Changes, Draws
 
 STUDENT, TEACHER = "student", "teacher"
 
@@ -36,7 +36,7 @@ class Examples(Dataset[dict[str, Tensor]]):
     labels: Tensor | None
     views: Mapping[str, str]
     rows: Tensor
-    augment: Sequence[str] = field(default=())
+    changes: Changes | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,13 +46,22 @@ class Examples(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         rows = self.rows[torch.as_tensor(indices)]
-        draws = Draws.of(len(rows), self.augment) if self.augment else None
+        draws = None if self.changes is None else self.changes.draws(rows)
         batch = {
             prefix + name: value
             for prefix, view in self.views.items()
             for name, value in self.source.batch(rows, view, draws).items()
         }
         return batch if self.labels is None else batch | {"labels": self.labels[rows]}
+
+    def changed_by(self, seed: int) -> Examples:
+        """The same rows with changes drawn from another seed."""
+        return self if self.changes is None else replace(self, changes=Changes(self.changes.kinds, seed))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw anew: the changes of another epoch."""
+        if self.changes is not None:
+            self.changes.epoch[0] = epoch
 
     def among(self, chosen: Tensor) -> Examples:
         """Only the rows where the mask over this split's rows is true."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hfdistill.data.changes import Changes
 from hfdistill.data.examples import STUDENT, TEACHER, Examples, Source
 from hfdistill.data.images import MEMORY, ImageView, Progress, image_source
 from hfdistill.data.splits import IMAGE, Split, TaskData
@@ -50,8 +51,9 @@ class PreparedData:
         return Examples(source, part.labels, views, torch.arange(len(part)))
 
     def _train(self, labels: torch.Tensor, views: Mapping[str, str]) -> Examples:
-        augment = tuple(self.data.section.augment)
-        return Examples(self.train, labels, views, torch.arange(len(self.data.train)), augment)
+        kinds = tuple(self.data.section.augment)
+        rows = torch.arange(len(self.data.train))
+        return Examples(self.train, labels, views, rows, Changes(kinds) if kinds else None)
 
     def _own(self, role: str) -> str:
         return STUDENT if self.shared else role

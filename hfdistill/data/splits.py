@@ -147,8 +147,8 @@ def _classes(labels: Tensor, space: LabelSpace) -> Any:
 def _carved(split: Split, space: LabelSpace, fraction: float, seed: int) -> tuple[Split, Split]:
     """The split without, and the part of, `fraction` of its labelled rows."""
     candidates = np.flatnonzero(_known(split, space).numpy())
-    count = round(fraction * len(candidates))
-    if count < 1 or count >= len(split):
+    count = max(round(fraction * len(candidates)), 1)
+    if count >= len(split):
         raise HfDistillError(
             f"A share of {fraction} of {len(candidates)} labelled train rows is {count} rows; expected at least one there and "
             "one left to train on. Name data.validation_split and data.test_split, or give more data."

@@ -28,6 +28,10 @@ NEUTRAL = frozenset({
 """Settings that do not change what is learnt: with another value of these a finished stage still counts."""
 
 
+AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+"""Trainer takes a 0 of these and fails much later."""
+
+
 @dataclass(frozen=True)
 class StageSettings:
     """The values of the recipe that hold in one stage, by TrainingArguments' names."""
@@ -49,6 +53,9 @@ class StageSettings:
         }
         # Without an accelerator pinning does nothing but warn.
         defaults = {"save_total_limit": 1, "logging_steps": 0.05, "dataloader_pin_memory": torch.cuda.is_available()}
+        for name in AT_LEAST_ONE:
+            if self.values.get(name, 1) < 1:
+                raise RecipeError(f"training.{name}: got {self.values[name]}, expected at least 1.")
         values = {**defaults, **self.values, **own, **changes}
         try:
             return DistillationConfig(**values)

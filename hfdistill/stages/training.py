@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfdistill.config import DistillationConfig
@@ -60,6 +61,7 @@ def train(lesson: Lesson, config: DistillationConfig, space: LabelSpace, title: 
     """
     folder = Path(str(config.output_dir))
     checkpoint = last_whole_checkpoint(folder)
+    rows = lesson.train.changed_by(int(config.seed))
     clock = Clock(0.0 if checkpoint is None else _seconds_until(checkpoint))
     with reporter.training(title) as steps, faults_explained(folder):
         trainer = DistillationTrainer(
@@ -69,11 +71,11 @@ def train(lesson: Lesson, config: DistillationConfig, space: LabelSpace, title: 
             objective=lesson.objective or (Objective([TaskLoss()]) if lesson.teacher is None else None),
             processing_class=lesson.processor,
             teacher_processing_class=lesson.teacher_processor,
-            train_dataset=lesson.train,
+            train_dataset=rows,
             eval_dataset=lesson.validation,
             data_collator=whole_batch,
             compute_metrics=classification_metrics(space.problem_type, len(space.names)),
-            callbacks=[steps, clock],
+            callbacks=[steps, clock, EpochOf(rows)],
         )
         trainer.remove_callback(PrinterCallback)
         if checkpoint is not None:
@@ -83,8 +85,20 @@ def train(lesson: Lesson, config: DistillationConfig, space: LabelSpace, title: 
         trainer.save_model(str(final_folder(config)))
         wait_for_all()
     state = trainer.state
-    seen = round((state.epoch or 0.0) * len(lesson.train))
+    seen = round((state.epoch or 0.0) * len(rows))
     return Trained(seconds, state.global_step, seen, list(state.log_history))
+
+
+class EpochOf(TrainerCallback):
+    """Tells the examples which epoch it is, after a resume too."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called before the epoch's first batch is fetched."""
+        # A resumed state stands in the middle of its epoch.
+        self.examples.begin_epoch(math.floor((state.epoch or 0.0) + 1e-6))
 
 
 def final_folder(config: DistillationConfig) -> Path:

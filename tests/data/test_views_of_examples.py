@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast, ViTImageProcessor
 
 from hfdistill import HfDistillError
 from hfdistill.data import images, prepare, read_data, student_view, teacher_view, view_differences, whole_batch
-from hfdistill.data.changes import Draws
+from hfdistill.data.changes import Changes, Draws
 from hfdistill.data.images import DiskImages, ImageView, MemoryImages, image_source
 from hfdistill.data.texts import TextView, text_source
 from hfdistill.recipe import DataSection, RecipeError, StudentSection, TeacherSection
@@ -49,8 +49,7 @@ def both_sources(views: dict[str, ImageView], *augment: str) -> tuple[MemoryImag
 def test_images_in_memory_and_from_disk_are_the_same(augment: list[str]) -> None:
     memory, disk = both_sources({"student": ImageView(processor(), "RGB")}, *augment)
     rows = torch.tensor([4, 0, 5, 1])
-    torch.manual_seed(1)
-    draws = Draws.of(4, augment) if augment else None
+    draws = Changes(tuple(augment), seed=1).draws(rows) if augment else None
     ours, theirs = (source.batch(rows, "student", draws)["pixel_values"] for source in (memory, disk))
     torch.testing.assert_close(ours, theirs)
     plain = memory.batch(rows, "student", None)["pixel_values"]
@@ -68,7 +67,7 @@ def test_a_crop_moves_the_image_over_black_by_at_most_an_eighth() -> None:
 def test_both_models_see_the_same_change() -> None:
     views = {"student": ImageView(processor(16), "RGB"), "teacher": ImageView(processor(32, mean=0.0), "RGB")}
     memory, _ = both_sources(views, "horizontal_flip")
-    draws = Draws.of(6, ["horizontal_flip"])
+    draws = Changes(("horizontal_flip",)).draws(torch.arange(6))
     flipped = torch.where(draws.flips)[0]
     assert 0 < len(flipped) < 6
     for view in views:
@@ -77,14 +76,25 @@ def test_both_models_see_the_same_change() -> None:
         assert [row for row in range(6) if not torch.equal(plain[row], changed[row])] == flipped.tolist()
 
 
+def test_a_change_follows_from_seed_epoch_and_row_alone() -> None:
+    changes, rows = Changes(("horizontal_flip",), seed=3), torch.arange(4000)
+    first = changes.draws(rows)
+    assert torch.equal(changes.draws(rows[7:9]).places, first.places[7:9])
+    assert abs(first.places.mean() - 0.5) < 0.02 and abs(first.flips.double().mean() - 0.5) < 0.03
+    assert abs(torch.corrcoef(torch.stack([first.places[:, 0], first.places[:, 1]]))[0, 1]) < 0.05
+    changes.epoch[0] = 1
+    second = changes.draws(rows)
+    assert (first.places != second.places).all()
+    assert abs(torch.corrcoef(torch.stack([first.places[:, 0], second.places[:, 0]]))[0, 1]) < 0.05
+
+
 def test_a_resized_crop_has_the_size_of_the_model_and_a_share_of_the_area() -> None:
     source = image_source(
         pictures(2, size=40), "image", {"student": ImageView(processor(), "RGB")}, 10**9, ["random_resized_crop"], bar
     )
-    batch = source.batch(torch.tensor([0, 1]), "student", Draws.of(2, ["random_resized_crop"]))
+    batch = source.batch(torch.tensor([0, 1]), "student", Changes(("random_resized_crop",)).draws(torch.tensor([0, 1])))
     assert batch["pixel_values"].shape == (2, 3, 16, 16)
-    torch.manual_seed(0)
-    draws = Draws.of(500, ["random_resized_crop"])
+    draws = Changes(("random_resized_crop",)).draws(torch.arange(500))
     boxes = torch.tensor([draws._box(row, Image.new("RGB", (60, 40))) for row in range(500)])
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 2400
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 60 and boxes[:, 3].max() <= 40

@@ -1,0 +1,90 @@
+"""Small local stand-ins for what the recipes name on the Hub: models, tokenizers, pictures, texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, ViTImageProcessor
+
+from tests import tiny
+
+CLASSES = ["class_0", "class_1", "class_2"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijkl"]
+
+
+def image_processor(size: int = tiny.IMAGE_SIZE, mean: float = 0.5) -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": size, "width": size}, image_mean=[mean] * 3, image_std=[0.5] * 3)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def model_folder(folder: Path, architecture: str, *, layers: int = 2, num_labels: int = 3, seed: int = 0) -> str:
+    """A saved tiny model with its processor."""
+    model = tiny.model(architecture, layers=layers, num_labels=num_labels, seed=seed)
+    if architecture in tiny.TEXT:
+        model.config.pad_token_id = 0
+    model.save_pretrained(folder)
+    (tokenizer() if architecture in tiny.TEXT else image_processor()).save_pretrained(folder)
+    return str(folder)
+
+
+def pictures(rows: int, image: str = "image", label: str = "label", seed: int = 0) -> datasets.Dataset:
+    """Noise over a grey that tells the class."""
+    generator = np.random.default_rng(seed)
+    labels = [row % 3 for row in range(rows)]
+    pixels = [generator.integers(0, 60, (12, 12, 3)) + 80 * each for each in labels]
+    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=CLASSES)})
+    columns = {image: [Image.fromarray(each.astype(np.uint8)) for each in pixels], label: labels}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def texts(rows: int, columns: list[str], label: str = "label", seed: int = 0) -> datasets.Dataset:
+    """Letters, one of which tells the class."""
+    generator = np.random.default_rng(seed)
+    labels = [row % 3 for row in range(rows)]
+    found: dict[str, list[object]] = {
+        column: [
+            " ".join(["abc"[each], *generator.choice(list("defghijkl"), generator.integers(1, 6))]) for each in labels
+        ]
+        for column in columns
+    }
+    features = datasets.Features(
+        {column: datasets.Value("string") for column in columns} | {label: datasets.ClassLabel(names=CLASSES)}
+    )
+    return datasets.Dataset.from_dict(found | {label: labels}, features=features)
+
+
+def picture_folder(folder: Path) -> str:
+    """Pictures by class, as `imagefolder` reads them."""
+    for number, row in enumerate(pictures(30)):
+        file = folder / CLASSES[row["label"]] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        row["image"].save(file)
+    return str(folder)
+
+
+def data_folder(folder: Path, splits: dict[str, datasets.Dataset]) -> str:
+    """Parquet files by split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}.parquet")
+    return str(folder)

@@ -1,0 +1,109 @@
+"""Every shipped recipe runs two steps a stage, with small local models and data in the place of those on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+
+import hfdistill.report
+from hfdistill.recipe import Recipe, load_recipe, shipped_recipes
+from hfdistill.recipe.shipped import recipe_path
+from hfdistill.stages import Reporter, run_recipe
+from hfdistill.stages.run import Run
+from tests.recipes import inputs
+
+QUICK = {
+    "training.max_steps": "2",
+    "training.use_cpu": "true",
+    "training.per_device_train_batch_size": "4",
+    "training.dataloader_num_workers": "0",
+}
+SMALL_RESNET = {"student.config.hidden_sizes": "[8, 8, 8, 8]", "student.config.embedding_size": "8"}
+MODELS: Mapping[str, tuple[str, dict[str, str]]] = {
+    "beans": ("vit", {"student.config.depth_multiplier": "0.1"}),
+    "cifar10": ("vit", {"data.image_size": "8", **SMALL_RESNET}),
+    "cifar100": ("vit", {"data.image_size": "8", **SMALL_RESNET}),
+    "imagefolder": ("vit", {}),
+    "imagenet_1k": ("resnet", SMALL_RESNET),
+    "mnli": ("bert", {}),
+    "movie_reviews": ("bert", {}),
+    "sst2": ("bert", {}),
+}
+"""The teacher's stand-in, and what makes the student small; recipes that are not here are small as they are."""
+
+
+@pytest.fixture(autouse=True)
+def no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed and report have tests of their own; here they would take most of the time."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(Run, "_measure", lambda self: None)
+    monkeypatch.setattr(hfdistill.report, "write_report", lambda folder: None)
+
+
+def changes(name: str, folder: Path) -> dict[str, str]:
+    """What replaces the Hub."""
+    found = dict(QUICK)
+    if name in MODELS:
+        architecture, smaller = MODELS[name]
+        teacher = inputs.model_folder(folder / "teacher", architecture, layers=5 if architecture == "bert" else 2)
+        found |= {"teacher.model": teacher, **smaller}
+    if name == "imagefolder":
+        student = inputs.model_folder(folder / "student", "mobilenet_v2", num_labels=7)
+        return found | {"student.model": student, "data.dataset": inputs.picture_folder(folder / "pictures")}
+    if name == "digits":
+        return found | {"data.max_train_samples": "120", "data.max_eval_samples": "30"}
+    found["data.dataset"] = local_data(load_recipe(name), folder / "data")
+    return found
+
+
+def local_data(recipe: Recipe, folder: Path) -> str:
+    section = recipe.data
+    splits = [name for name in (section.train_split, section.validation_split, section.test_split) if name is not None]
+    columns = section.text_columns
+    assert isinstance(section.label_column, str) and not isinstance(columns, str)
+    made = {
+        name: inputs.texts(30, columns, section.label_column, seed=seed)
+        if columns is not None
+        else inputs.pictures(30, section.image_column or "image", section.label_column, seed=seed)
+        for seed, name in enumerate(dict.fromkeys(splits))
+    }
+    if section.name is None:
+        return inputs.data_folder(folder, made)
+    # A configuration of the Hub has no like among local files.
+    return yaml.safe_dump({name: str(Path(inputs.data_folder(folder, made)) / f"{name}.parquet") for name in made})
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_the_recipe_runs_offline(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, changes(name, tmp_path))
+    if recipe.data.name is not None:
+        recipe = replace(recipe, data=replace(recipe.data, name=None))
+    output = tmp_path / "run"
+    run_recipe(recipe, output, Reporter(silent=True))
+    for stage in ("teacher", "seed-42/control", "seed-42/student"):
+        facts = json.loads((output / stage / "stage.json").read_text())
+        assert facts["steps"] == (0 if stage == "teacher" and recipe.teacher.finetune is None else 2)
+        assert not (output / stage / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_the_header_says_how_to_launch_and_what_comes_out(name: str) -> None:
+    header = [line for line in recipe_path(name).read_text().splitlines() if line.startswith("#")]
+    text = " ".join(line.lstrip("# ") for line in header)
+    assert f"hfdistill run {name}" in text and f"runs/{name}/seed-42/student" in text
+    assert "accelerate launch" in text or "torchrun" in text
+
+
+def test_the_readme_tells_every_key_and_recipe() -> None:
+    text = (recipe_path("digits").parent / "README.md").read_text()
+    for section in load_recipe("digits").to_dict().values():
+        for key in section if isinstance(section, dict) else ():
+            assert f"`{key}`" in text or key in load_recipe("digits").training, key
+    for name in shipped_recipes():
+        assert f"`{name}`" in text
