@@ -71,7 +71,7 @@ class RawCollator:
 
     The student's tensors are made where the examples do not hold them already; the teacher gets its own only where
     `teacher_processing_class` is given, since it would do something else than the student's. Raw columns are those in
-    `columns`, or else every column that holds a string or a PIL image; two text columns are a pair, in their order.
+    `columns`, or else those that hold PIL images, or else those that hold strings; two of these are a pair, in order.
     """
 
     def __init__(
@@ -113,12 +113,18 @@ class RawCollator:
                     "set remove_unused_columns=False and let it keep the raw column."
                 )
             return list(self.columns)
-        found = [key for key, value in example.items() if isinstance(value, str) or _is_image(value)]
+        images = [key for key, value in example.items() if _is_image(value)]
+        found = images or [key for key, value in example.items() if isinstance(value, str)]
         if not found:
             raise HfDistillError(
                 "teacher_processing_class needs the raw image or text, and the examples hold only "
                 f"{', '.join(example)}; keep the raw column, or give the teacher's tensors in columns with the prefix "
                 f"{TEACHER_PREFIX!r}."
+            )
+        if len(found) > 2:
+            raise HfDistillError(
+                f"The columns {', '.join(found)} all hold text; name the one, or the two of a pair, that the models read "
+                "in DistillationConfig(input_columns=[...])."
             )
         return found
 

@@ -26,7 +26,11 @@ def images(rows: int = 8) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (rows, 20, 20, 3), generator=generator, dtype=torch.uint8).numpy()
     return Dataset.from_dict(
-        {"image": [Image.fromarray(each) for each in pixels], "label": [i % 3 for i in range(rows)]}
+        {
+            "path": ["a.png"] * rows,
+            "image": [Image.fromarray(each) for each in pixels],
+            "label": [i % 3 for i in range(rows)],
+        }
     )
 
 
