@@ -123,8 +123,8 @@ class RawCollator:
             )
         if len(found) > 2:
             raise HfDistillError(
-                f"The columns {', '.join(found)} all hold text; name the one, or the two of a pair, that the models read "
-                "in DistillationConfig(input_columns=[...])."
+                f"The columns {', '.join(found)} all hold text; name the one, or the two of a pair, that the models "
+                "read in DistillationConfig(input_columns=[...])."
             )
         return found
 
