@@ -81,7 +81,7 @@ def _split_changes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hfdistill",
-        description="Knowledge distillation for Hugging Face models: train a student from a teacher, and see if it helped.",
+        description="Knowledge distillation for Hugging Face models: a student, its teacher, and whether that helped.",
         epilog=f"{EXAMPLES}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""Checks of a recipe before a long run: do the two models fit together, does the teacher know, how do the terms pull?"""
+"""Checks of a recipe before a long run: do the two models fit together, does the teacher know, do the terms pull?"""
 
 from __future__ import annotations
 
@@ -197,7 +197,8 @@ class Doctor:
             return GOOD, f"on {len(examples)} validation rows: {shown}"
         chance = float(torch.bincount(data.validation.labels).max()) / len(examples)
         margin = 2 * math.sqrt(chance * (1 - chance) / len(examples))
-        finding = f"accuracy {known['accuracy']:.1%} on {len(examples)} validation rows; always the largest class {chance:.1%}"
+        on = f"on {len(examples)} validation rows; always the largest class {chance:.1%}"
+        finding = f"accuracy {known['accuracy']:.1%} {on}"
         if known["accuracy"] > chance + margin:
             return GOOD, finding
         if self.recipe.teacher.finetune is not None:

@@ -7,7 +7,6 @@ draws from torch's global generator would differ after a resume, because batches
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,13 +22,18 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Share of the area and ratio of the sides of a random resized crop, as is usual on ImageNet."""
 
 
+def _shared_zero() -> Tensor:
+    epoch: Tensor = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+    return epoch
+
+
 @dataclass(frozen=True)
 class Changes:
     """Which changes to make, and what they are drawn from; the epoch lies in shared memory, where workers see it."""
 
     kinds: tuple[str, ...]
     seed: int = 0
-    epoch: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
+    epoch: Tensor = field(default_factory=_shared_zero)
 
     def draws(self, rows: Tensor) -> Draws:
         """What to do to each of some rows in this epoch."""
@@ -55,7 +59,8 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Examples(Dataset[dict[str, Tensor]]):
-    """Rows with labels, or None to predict. `views` maps a prefix of the batch's keys ("" or "teacher_") to a view of the source.
+    """Rows with labels, or None to predict; `views` maps a prefix of the batch's keys ("" or "teacher_") to a view.
 
     Batches are made whole (`__getitems__`), which spares one Python round a row: a small student would wait for it.
     """

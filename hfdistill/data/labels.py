@@ -47,9 +47,10 @@ class LabelSpace:
 class LabelReader:
     """Reads the label column of any split as one tensor; the space is settled by the train split.
 
-    int64 `(rows,)` for a single label, float32 `(rows, classes)` for several, float32 `(rows,)` or `(rows, targets)` for
-    regression. `known_names` are the classes of a teacher that is used as it is: they name bare numbers.
-    Errors: RecipeError for a missing column or a wrong problem_type, HfDistillError naming row and value of a bad label.
+    int64 `(rows,)` for a single label, float32 `(rows, classes)` for several, float32 `(rows,)` or `(rows, targets)`
+    for regression. `known_names` are the classes of a teacher that is used as it is: they name bare numbers.
+    Errors: RecipeError for a missing column or a wrong problem_type, HfDistillError naming row and value of a bad
+    label.
     """
 
     def __init__(self, train: datasets.Dataset, section: DataSection, known_names: Sequence[str] | None = None) -> None:
@@ -66,7 +67,8 @@ class LabelReader:
         wanted = section.problem_type
         if wanted is not None and wanted != self.space.problem_type:
             raise RecipeError(
-                f"data.problem_type: got {wanted}, but the column {self.columns[0]!r} holds {self.space.problem_type} labels."
+                f"data.problem_type: got {wanted}, but the column {self.columns[0]!r} holds "
+                f"{self.space.problem_type} labels."
             )
 
     def __call__(self, dataset: datasets.Dataset, split: str, *, allow_missing: bool) -> Tensor:
@@ -112,8 +114,8 @@ class LabelReader:
         if kind.startswith(("int", "uint", "bool")):
             return self._indices(self._number_names(values))
         raise RecipeError(
-            f"data.label_column: {self.columns[0]!r} is of type {feature}; expected class indices or names, lists of them, "
-            "or numbers."
+            f"data.label_column: {self.columns[0]!r} is of type {feature}; expected class indices or names, "
+            "lists of them, or numbers."
         )
 
     def _list_form(self, feature: Any, values: list[Any], wanted: str | None) -> tuple[LabelSpace, Encoder]:
@@ -202,8 +204,8 @@ class LabelReader:
     def _space(self, problem_type: str, names: tuple[str, ...]) -> LabelSpace:
         if len(names) < 2 and problem_type == SINGLE:
             raise HfDistillError(
-                f"The column {self.columns[0]!r} of the train split has {len(names)} class; expected at least two. Check "
-                "data.label_column and the files."
+                f"The column {self.columns[0]!r} of the train split has {len(names)} class; expected at least "
+                "two. Check data.label_column and the files."
             )
         return LabelSpace(problem_type, names)
 

@@ -66,8 +66,9 @@ def _loaded(auto_class: Any, name: str, revision: str | None, role: str) -> Any:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise HfDistillError(
-            f"{role}.processor: no processor can be loaded from {name!r}: {reason} Expected a Hub id that this machine can "
-            f"reach or has cached, or a folder with the files of a {auto_class.__name__.removeprefix('Auto')}."
+            f"{role}.processor: no processor can be loaded from {name!r}: {reason} Expected a Hub id that this "
+            "machine can reach or has cached, or a folder with the files of a "
+            f"{auto_class.__name__.removeprefix('Auto')}."
         ) from error
 
 
@@ -104,8 +105,8 @@ def _pair(size: Any) -> tuple[int, int]:
 def _text_view(name: str | None, revision: str | None, role: str, config: PreTrainedConfig, data: TaskData) -> TextView:
     if name is None:
         raise RecipeError(
-            f"{role}.processor: a model built from a config has no tokenizer; name the Hub id or folder of one, such as "
-            "bert-base-uncased."
+            f"{role}.processor: a model built from a config has no tokenizer; name the Hub id or folder of one, "
+            "such as bert-base-uncased."
         )
     tokenizer = _loaded(AutoTokenizer, name, revision, role)
     if tokenizer.pad_token is None:

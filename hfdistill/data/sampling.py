@@ -11,7 +11,7 @@ Indices = NDArray[np.int64]
 
 
 def stratified(classes: NDArray[Any] | None, count: int, seed: int, rows: int | None = None) -> Indices:
-    """`count` rows in ascending order, each class in proportion (largest remainders), at least one of each where it fits.
+    """`count` rows in ascending order, each class in proportion (largest remainders) and at least one where it fits.
 
     `classes` holds one class a row; None draws from `rows` rows without regard to classes.
     """

@@ -45,7 +45,8 @@ def load_splits(section: DataSection) -> dict[str, datasets.Dataset]:
 
 def _missing_split(section: DataSection, key: str, name: str, splits: Mapping[str, Any]) -> str:
     cure = {
-        "test_split": " Set data.test_split to null and data.test_fraction to 0.2 to carve a test split from the train split.",
+        "test_split": " Set data.test_split to null and data.test_fraction to 0.2 to carve a test split from the "
+        "train split.",
         "validation_split": " Set data.validation_split to null to carve one from the train split.",
         "train_split": "",
     }[key]
@@ -68,9 +69,9 @@ def _all_splits(section: DataSection) -> Mapping[str, datasets.Dataset]:
         if "corresponds to no data" in reason:
             raise HfDistillError(f"data.dataset: {_title(section)} is empty; expected examples.") from error
         raise HfDistillError(
-            f"data.dataset: {_title(section)} cannot be read: {reason} Expected a Hub id that this machine can reach or "
-            "has cached (data.name picks a configuration), whole local files (csv, json, parquet) with the same columns, a "
-            "folder of images by class, or a save_to_disk folder."
+            f"data.dataset: {_title(section)} cannot be read: {reason} Expected a Hub id that this machine can "
+            "reach or has cached (data.name picks a configuration), whole local files (csv, json, parquet) with the "
+            "same columns, a folder of images by class, or a save_to_disk folder."
         ) from error
     return loaded if isinstance(loaded, datasets.DatasetDict) else {section.train_split: loaded}
 

@@ -150,8 +150,8 @@ def _carved(split: Split, space: LabelSpace, fraction: float, seed: int) -> tupl
     count = max(round(fraction * len(candidates)), 1)
     if count >= len(split):
         raise HfDistillError(
-            f"A share of {fraction} of {len(candidates)} labelled train rows is {count} rows; expected at least one there and "
-            "one left to train on. Name data.validation_split and data.test_split, or give more data."
+            f"A share of {fraction} of {len(candidates)} labelled train rows is {count} rows; expected at least "
+            "one there and one left to train on. Name data.validation_split and data.test_split, or give more data."
         )
     labels = split.labels[torch.from_numpy(candidates)]
     part = candidates[stratified(_classes(labels, space), count, seed, len(candidates))]
@@ -176,8 +176,8 @@ def _labelled(train: Split, space: LabelSpace, section: DataSection) -> Tensor:
     least = len(space.names) if space.problem_type == SINGLE else 1
     if not least <= section.labelled <= len(candidates):
         raise RecipeError(
-            f"data.labelled: got {section.labelled}; expected {least} (one a class) to {len(candidates)}, the labels that "
-            "the train split has."
+            f"data.labelled: got {section.labelled}; expected {least} (one a class) to {len(candidates)}, the "
+            "labels that the train split has."
         )
     labels = train.labels[torch.from_numpy(candidates)]
     chosen = candidates[stratified(_classes(labels, space), section.labelled, section.split_seed, len(candidates))]

@@ -26,8 +26,8 @@ def _settle(section: Any, name: str, value: Any) -> None:
 class TeacherSection:
     """The teacher: `model` (Hub id or folder) or `config` (model_type and its settings, trained from scratch).
 
-    With `finetune` (TrainingArguments' names, over those of `training`) it is first trained on the labels; without, it is
-    used as it is. `processor` is a Hub id or folder, by default that of `model`.
+    With `finetune` (TrainingArguments' names, over those of `training`) it is first trained on the labels; without, it
+    is used as it is. `processor` is a Hub id or folder, by default that of `model`.
     """
 
     SECTION: ClassVar[str] = "teacher"
@@ -45,8 +45,8 @@ class TeacherSection:
             _settle(self, "finetune", training_settings(self.finetune, "teacher.finetune"))
         elif self.config is not None:
             raise RecipeError(
-                "teacher.config: a teacher built from a config knows nothing yet; add teacher.finetune (it may be {} to "
-                "train like the student), or name a trained teacher in teacher.model."
+                "teacher.config: a teacher built from a config knows nothing yet; add teacher.finetune (it "
+                "may be {} to train like the student), or name a trained teacher in teacher.model."
             )
 
 
@@ -55,7 +55,8 @@ class StudentSection:
     """The student: `model`, `config`, or `from_teacher` (options of student_from_teacher, such as {layers: 2}).
 
     `from_teacher` takes layers of the teacher as it is loaded, before `teacher.finetune`, so that the control has
-    learnt nothing from the fine-tuned teacher. `finetune` asks for a last fine-tune of the distilled student on the labels.
+    learnt nothing from the fine-tuned teacher. `finetune` asks for a last fine-tune of the distilled student on the
+    labels.
     """
 
     SECTION: ClassVar[str] = "student"

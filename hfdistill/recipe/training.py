@@ -43,7 +43,7 @@ def _setting_types() -> dict[str, Any]:
 def training_settings(settings: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The settings with values of the types that TrainingArguments declares.
 
-    Errors: RecipeError for a name that TrainingArguments lacks, that belongs elsewhere in the recipe, or of a wrong type.
+    Errors: RecipeError for a name that TrainingArguments lacks, that belongs elsewhere, or for a wrong type.
     """
     known = _setting_types()
     values = {}

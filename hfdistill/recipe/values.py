@@ -1,4 +1,4 @@
-"""Values of a recipe: converted to the type that a key expects, or refused with the key, what came and what to write."""
+"""Values of a recipe: converted to the type that a key expects, or refused with what came and what to write."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ STAGE_FILE, BEGUN_FILE = "stage.json", "begun.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run. `wanted` is false for a stage that is there from before and that the recipe does not ask for."""
+    """One stage of a run. `wanted` is false for one from before that the recipe does not ask for."""
 
     name: str
     seed: int
@@ -136,8 +136,8 @@ def check_output(output: Path) -> None:
         raise HfDistillError(f"--output: {output} is a file; expected a folder, new or of an earlier run.")
     if output.is_dir() and any(output.iterdir()) and not (output / "recipe.yaml").is_file():
         raise HfDistillError(
-            f"--output: {output} holds other files and no run (recipe.yaml is missing); expected a new folder, an empty one, "
-            "or that of an earlier run."
+            f"--output: {output} holds other files and no run (recipe.yaml is missing); expected a new folder, "
+            "an empty one, or that of an earlier run."
         )
 
 
@@ -156,8 +156,8 @@ def outgrown_error(output: Path, outgrown: Sequence[tuple[Stage, Sequence[str]]]
     changes = list(dict.fromkeys(change for _, each in outgrown for change in each if " fingerprint " not in change))
     return RecipeError(
         f"{output} holds a run with other values: {'; '.join(changes)}. That concerns "
-        f"{', '.join(stage.title for stage, _ in outgrown)}. Give a new folder with --output, or --overwrite to do these "
-        "stages anew."
+        f"{', '.join(stage.title for stage, _ in outgrown)}. Give a new folder with --output, or --overwrite to "
+        "do these stages anew."
     )
 
 

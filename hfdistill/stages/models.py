@@ -134,8 +134,8 @@ def _loading(role: str, name: str, load: Callable[[], Any]) -> Any:
             raise
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise HfDistillError(
-            f"{role}.model: {name!r} cannot be loaded: {reason} Expected a Hub id that this machine can reach or has cached, "
-            "or a folder written by save_pretrained."
+            f"{role}.model: {name!r} cannot be loaded: {reason} Expected a Hub id that this machine can reach or "
+            "has cached, or a folder written by save_pretrained."
         ) from error
 
 

@@ -69,7 +69,7 @@ def predictions(
 def finish(
     stage: Stage, model: PreTrainedModel, config: DistillationConfig | None, test: Predictions, facts: Mapping[str, Any]
 ) -> None:
-    """Put the stage's folder in place: the trained model (if `config` is given), its predictions, and stage.json last."""
+    """Put the stage's folder in place: the trained model (if `config` is given), its predictions, stage.json."""
     with new_folder(stage.folder) as folder:
         if config is not None:
             for file in final_folder(config).iterdir():

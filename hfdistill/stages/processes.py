@@ -26,8 +26,8 @@ def process_count() -> int:
 def launch_warning(environment: Mapping[str, str]) -> str | None:
     """What to say when `accelerate launch` was asked for several processes and started one.
 
-    `accelerate launch --cpu --num_processes 2` starts a single process without a word (seen in accelerate 1.15): it sets
-    MASTER_ADDR, as only more than one process needs, and no WORLD_SIZE.
+    `accelerate launch --cpu --num_processes 2` starts a single process without a word (seen in accelerate 1.15): it
+    sets MASTER_ADDR, as only more than one process needs, and no WORLD_SIZE.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in environment
     if not launched or "MASTER_ADDR" not in environment or "WORLD_SIZE" in environment:

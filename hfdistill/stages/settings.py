@@ -19,14 +19,14 @@ TEACHER, CONTROL, STUDENT, FINETUNED = "teacher", "control", "student", "finetun
 CHECKPOINTS = "checkpoints"
 
 NEUTRAL = frozenset({
-    "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level", "log_level_replica",
-    "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id", "save_strategy", "save_steps",
-    "save_total_limit", "save_on_each_node", "save_only_model", "per_device_eval_batch_size", "eval_accumulation_steps",
+    "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level",
+    "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id", "save_strategy",
+    "save_steps", "save_total_limit", "save_on_each_node", "save_only_model", "per_device_eval_batch_size",
+    "eval_accumulation_steps",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "skip_memory_metrics", "ddp_timeout", "ddp_backend", "hub_token",
 })  # fmt: skip
 """Settings that do not change what is learnt: with another value of these a finished stage still counts."""
-
 
 AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 """Trainer takes a 0 of these and fails much later."""

@@ -136,7 +136,7 @@ def _seconds_until(checkpoint: Path) -> float:
 
 @contextmanager
 def faults_explained(folder: Path) -> Iterator[None]:
-    """Turn what the machine refuses into one clear error: a full disk, a folder that is not writable, too little memory."""
+    """Turn what the machine refuses into one clear error: a full disk, or too little memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -147,8 +147,8 @@ def faults_explained(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if _disk_is_full(folder, error):
             raise HfDistillError(
-                f"The disk of {folder} is full. Free some space there and run the same command again (it goes on from the "
-                "last whole checkpoint), or choose another folder with --output."
+                f"The disk of {folder} is full. Free some space there and run the same command again (it goes on "
+                "from the last whole checkpoint), or choose another folder with --output."
             ) from error
         raise
 
