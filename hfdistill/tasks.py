@@ -34,11 +34,12 @@ class Task:
 
     def rows(self, inputs: Mapping[str, Any]) -> BatchRows:
         """Rows of a micro-batch: an example each; labels of -100 (class index) or NaN (float) mark unlabelled ones."""
-        size = batch_size(inputs)
+        first = first_tensor(inputs)
+        size = first.shape[0]
         labels = inputs.get(self.label_names[0])
         every = Rows(size)
         if labels is None:
-            nothing = torch.zeros(size, dtype=torch.bool)
+            nothing = torch.zeros(size, dtype=torch.bool, device=first.device)
             return BatchRows(every, Rows(size, nothing), None)
         if self.integer_labels:
             labels = self._class_indices(labels, size)
@@ -58,11 +59,11 @@ class Task:
         return labels.reshape(size)
 
 
-def batch_size(inputs: Mapping[str, Any]) -> int:
-    """Number of examples of a micro-batch, read off its first tensor with a first dimension."""
+def first_tensor(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The first tensor of a micro-batch that has a row for each example."""
     for value in inputs.values():
         if isinstance(value, torch.Tensor) and value.dim() > 0:
-            return value.shape[0]
+            return value
     raise HfDistillError(f"A batch without tensors came (keys: {', '.join(inputs) or 'none'}); is the dataset empty?")
 
 
@@ -101,11 +102,12 @@ TASKS: dict[str, Task] = {
 def task_for(problem_type: str | None, num_labels: int | None, example_label: Any) -> Task:
     """The task of a classifier head, by `config.problem_type` or else by Transformers' own rule.
 
-    That rule: one output is a regression, class indices are single-label, vectors of floats are multi-label.
+    That rule: one output is a regression, class indices are single-label, vectors of floats are multi-label. A module
+    that does not say how many outputs it has (`num_labels` is None) is a regression if its labels are single floats.
     `example_label` is any label of the data set, or None where there is none to look at.
     """
     if problem_type is None:
-        if num_labels == 1:
+        if num_labels == 1 or (num_labels is None and _is_real_number(example_label)):
             problem_type = "regression"
         elif isinstance(example_label, (list, tuple)) or (
             isinstance(example_label, torch.Tensor) and example_label.is_floating_point()
@@ -116,3 +118,8 @@ def task_for(problem_type: str | None, num_labels: int | None, example_label: An
     if problem_type not in TASKS:
         raise HfDistillError(f"problem_type is {problem_type!r}; expected one of {', '.join(sorted(TASKS))} or None.")
     return TASKS[problem_type]
+
+
+def _is_real_number(label: Any) -> bool:
+    single = isinstance(label, torch.Tensor) and label.dim() == 0 and label.is_floating_point()
+    return single or isinstance(label, float)

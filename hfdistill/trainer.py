@@ -70,7 +70,12 @@ class DistillationTrainer(Trainer):
         teacher, self.teacher_name = _teacher_module(teacher_model, args, objective)
         if isinstance(model, str):
             model = loading.load_student(model, teacher, args.model_init_kwargs)
+        smoothing = args.label_smoothing_factor
+        if not isinstance(model, PreTrainedModel):
+            # Trainer asks model.config about smoothing, which a plain module lacks; our task loss does the smoothing.
+            args.label_smoothing_factor = 0.0
         super().__init__(model, args, **trainer_kwargs)
+        self.args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = True
         self.task = self._task()
         if self.args.label_names is None:

@@ -113,7 +113,6 @@ def test_default_objective(tmp_path: Path, problem_type: str) -> None:
     assert copies_in_a_step(heads_on_meta(tmp_path, problem_type), features(problem_type)) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="Task.rows makes its mask on the host for a batch without labels")
 @pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
 def test_without_labels(tmp_path: Path, problem_type: str) -> None:
     batch = features(problem_type)

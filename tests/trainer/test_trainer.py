@@ -170,7 +170,14 @@ class Perceptron(nn.Module):
 def test_plain_modules_work(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = [{"x": row, "label": int(row.sum() > 0)} for row in torch.randn(32, 4)]
-    arguments = config(tmp_path, num_train_epochs=5, learning_rate=1e-2, save_strategy="epoch", logging_steps=4)
+    arguments = config(
+        tmp_path,
+        num_train_epochs=5,
+        learning_rate=1e-2,
+        save_strategy="epoch",
+        logging_steps=4,
+        label_smoothing_factor=0.1,
+    )
     trainer = DistillationTrainer(
         Perceptron(4),
         arguments,
@@ -184,6 +191,12 @@ def test_plain_modules_work(tmp_path: Path) -> None:
     assert trainer.predict(data).predictions.shape == (32, 3)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses[-1] < 0.95 * losses[0]
+
+
+def test_plain_modules_regress_on_single_floats(tmp_path: Path) -> None:
+    data = [{"x": row, "labels": row.sum()} for row in torch.randn(8, 4)]
+    trainer = DistillationTrainer(Perceptron(4), config(tmp_path), teacher_model=Perceptron(8), train_dataset=data)
+    assert trainer.task.name == "regression"
 
 
 def test_teacher_stays_out_of_everything(tmp_path: Path) -> None:
