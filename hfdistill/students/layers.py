@@ -149,13 +149,11 @@ def check_same_layers(teacher: nn.Module, student: nn.Module, stacks: Sequence[s
 
 def _settings(module: nn.Module) -> dict[str, object]:
     """Return the plain values that a module keeps beside its tensors, less those that only tell its place."""
-    return {"class": type(module).__name__} | {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str)
-        and name != "training"
-        and not any(w in name for w in PLACE_WORDS)
-    }
+    values = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+    # GPT-2 and ImageGPT may divide attention by the layer's number, in Transformers 5.0 in their forward only.
+    place_words = () if values.get("scale_attn_by_inverse_layer_idx") else PLACE_WORDS
+    kept = {name: value for name, value in values.items() if not any(word in name for word in place_words)}
+    return {"class": type(module).__name__} | {name: value for name, value in kept.items() if name != "training"}
 
 
 def _count_field(config: PreTrainedConfig) -> str:
