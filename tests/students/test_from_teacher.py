@@ -186,9 +186,7 @@ def test_a_first_layer_that_differs_from_the_others_must_stay_first() -> None:
 def test_a_layer_that_would_compute_something_else_at_its_new_place_is_refused() -> None:
     """GPT-2 can scale attention by the layer's number; the tensors fit, the function would not."""
     teacher = network("GPT2", scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(
-        HfDistillError, match=r"cannot become layer 1 .*attn\.(layer_idx|scaling) would change"
-    ):
+    with pytest.raises(HfDistillError, match=r"cannot become layer 1 .*attn\.(layer_idx|scaling) would change"):
         student_from_teacher(teacher, layers=2)
 
 
