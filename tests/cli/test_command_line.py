@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(cli, "_be_quiet", lambda debug: None)
+    monkeypatch.setattr(cli, "_set_environment", lambda debug: None)
     monkeypatch.setattr(cli, "_end_on_sigterm", lambda: None)
 
 

@@ -17,7 +17,7 @@ from hfdistill.stages.run import Run
 from tests.cli.small_run import small_recipe
 
 ROOT = Path(__file__).parents[2]
-LONG = {"max_steps": 60, "save_steps": 7, "per_device_train_batch_size": 8, "learning_rate": 0.01, "use_cpu": True}
+LONG = {"max_steps": 200, "save_steps": 20, "per_device_train_batch_size": 8, "learning_rate": 0.01, "use_cpu": True}
 
 
 def stopped(arguments: list[str], when: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
@@ -39,7 +39,7 @@ def test_a_killed_and_interrupted_run_ends_as_an_undisturbed_one(
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(Run, "close", lambda self, changed: None)
-    monkeypatch.setattr(cli, "_be_quiet", lambda debug: None)
+    monkeypatch.setattr(cli, "_set_environment", lambda debug: None)
     monkeypatch.setattr(cli, "_end_on_sigterm", lambda: None)
     recipe = str(small_recipe(tmp_path, training=LONG, data={"augment": ["random_crop"]}))
     output = tmp_path / "disturbed"
