@@ -69,7 +69,10 @@ class MatthewsCorrelation(OfflineMetric):
         return _metric_info("Matthews correlation coefficient.", "Class indices.", _CLASS)
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
+        # With one class in both there is nothing to correlate; scikit-learn says 0 too, and warns.
+        constant = len({*predictions, *references}) == 1
+        value = 0.0 if constant else sklearn_metrics.matthews_corrcoef(references, predictions)
+        return {"matthews_correlation": float(value)}
 
 
 class TopKAccuracy(OfflineMetric):

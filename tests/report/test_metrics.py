@@ -84,3 +84,8 @@ def test_refusals() -> None:
         classification_metrics(SINGLE_LABEL, 3)(EvalPrediction(predictions=FOUR, label_ids=FOUR_LABELS))
     with pytest.raises(HfDistillError, match="none with a label"):
         metric_values(SINGLE_LABEL, FOUR, np.full(4, -100))
+
+
+def test_one_class_everywhere_has_no_correlation_and_no_warning() -> None:
+    values = metric_values(SINGLE_LABEL, np.array([[2.0, 1.0]] * 3), np.zeros(3, dtype=int))
+    assert values["matthews_correlation"] == 0
