@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from hfdistill.stages.training import last_whole_checkpoint
 from tests.cli.small_run import small_recipe
 
 ROOT = Path(__file__).parents[2]
+END_ON_SIGTERM = cli._end_on_sigterm
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +168,23 @@ def test_a_full_disk_is_told_from_other_faults(
     monkeypatch.setattr("hfdistill.stages.run.train", full)
     assert cli.main(["run", str(small_recipe(tmp_path))]) == cli.FAILED
     assert "The disk of runs/small is full" in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminated(options: object) -> int:
+        END_ON_SIGTERM()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        return cli.OK
+
+    monkeypatch.setattr(cli, "_run", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.main(["run", "digits", "--seeds", "3"]) == cli.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert "kept in runs/digits" in said and "to go on: hfdistill run digits --seeds 3" in said
 
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
