@@ -19,6 +19,7 @@ ELSEWHERE = {
     "teacher_model_init_kwargs": "write teacher.init_kwargs",
     "model_init_kwargs": "write student.init_kwargs",
     "resume_from_checkpoint": "run the same command again: it goes on from the last checkpoint by itself",
+    "save_only_model": "leave it out: without the optimizer's state a run could not go on after an interruption",
     "push_to_hub": "push the result afterwards with `hfdistill push RUN_FOLDER REPO_ID`",
     "hub_model_id": "push the result afterwards with `hfdistill push RUN_FOLDER REPO_ID`",
     "remove_unused_columns": "leave it out: the run makes exactly the columns that the models read",

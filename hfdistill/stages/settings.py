@@ -21,7 +21,7 @@ CHECKPOINTS = "checkpoints"
 NEUTRAL = frozenset({
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level",
     "log_level_replica", "log_on_each_node", "report_to", "run_name", "project", "trackio_space_id", "save_strategy",
-    "save_steps", "save_total_limit", "save_on_each_node", "save_only_model", "per_device_eval_batch_size",
+    "save_steps", "save_total_limit", "save_on_each_node", "per_device_eval_batch_size",
     "eval_accumulation_steps",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "skip_memory_metrics", "ddp_timeout", "ddp_backend", "hub_token",
