@@ -163,7 +163,7 @@ def loss_named(loss: Loss | str) -> Loss:
     if not isinstance(loss, str):
         return loss
     if loss not in LOSSES:
-        raise HfDistillError(f"There is no loss {loss!r}{nearest(loss, LOSSES)}. Known: {', '.join(sorted(LOSSES))}.")
+        raise HfDistillError(f"There is no loss {loss!r}{nearest(loss, LOSSES)} Known: {', '.join(sorted(LOSSES))}.")
     return LOSSES[loss]
 
 
@@ -183,16 +183,16 @@ def bound_options(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
     for option in options:
         if option not in allowed:
             raise HfDistillError(
-                f"The loss {loss_name(loss)} has no option {option!r}{nearest(option, allowed)}. "
+                f"The loss {loss_name(loss)} has no option {option!r}{nearest(option, allowed)} "
                 f"Its options: {', '.join(allowed) or 'none'}."
             )
     return dict(options)
 
 
 def nearest(word: str, words: Any) -> str:
-    """A hint at the nearest of `words`, or nothing."""
+    """The end of a sentence about an unknown word: a hint at the nearest of `words`, or a full stop."""
     close = difflib.get_close_matches(word, list(words), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def finite_weight(weight: float, name: str) -> float:
