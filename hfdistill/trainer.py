@@ -200,8 +200,9 @@ class DistillationTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The objective for one micro-batch, divided by the rows of its whole optimizer step."""
         rows = self.task.rows(inputs)
-        outputs = model(**self.views.student(inputs))
+        # The teacher first: its activations are gone before the student's have to be kept.
         targets = self._targets(inputs)
+        outputs = model(**self.views.student(inputs))
         self._watch_faults(outputs.logits, targets, rows)
         context = StepContext(outputs.logits, targets, rows, self.task)
         if isinstance(num_items_in_batch, RowCounts):
