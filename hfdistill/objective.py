@@ -63,7 +63,7 @@ class Objective:
 
     def __call__(self, context: StepContext, counts: RowCounts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and each term's unweighted part: this micro-batch's share of the step's means."""
-        total = context.logits.new_zeros((), dtype=torch.promote_types(context.logits.dtype, torch.float32))
+        total: torch.Tensor | None = None
         parts: dict[str, torch.Tensor] = {}
         for term in self.active:
             if term.needs_labels and context.rows.labels is None:
@@ -72,8 +72,9 @@ class Objective:
             part = rows.total(term.values(context)) / counts.for_term(term.needs_labels)
             parts[term.name] = part.detach()
             if term.weight > 0:
-                total = total + term.weight * part
-        if not any(term.weight > 0 and term.name in parts for term in self.active):
+                weighted = part if term.weight == 1 else term.weight * part
+                total = weighted if total is None else total + weighted
+        if total is None:
             raise HfDistillError(
                 f"A batch without labels came, and every term of {self!r} needs them; expected the key 'labels', or a "
                 "term that learns from the teacher alone, such as Logits()."

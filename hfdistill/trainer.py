@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hfdistill import contract, loading
 from hfdistill._version import __version__
+from hfdistill.arguments import checked_args, first_example, label_of, teacher_module
 from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
@@ -66,8 +66,8 @@ class DistillationTrainer(Trainer):
         teacher_processing_class: Any = None,
         **trainer_kwargs: Any,
     ) -> None:
-        args = _checked_args(args, trainer_kwargs)
-        teacher, self.teacher_name = _teacher_module(teacher_model, args, objective)
+        args = checked_args(args, trainer_kwargs)
+        teacher, self.teacher_name = teacher_module(teacher_model, args, objective)
         if isinstance(model, str):
             model = loading.load_student(model, teacher, args.model_init_kwargs)
         smoothing = args.label_smoothing_factor
@@ -77,29 +77,32 @@ class DistillationTrainer(Trainer):
         super().__init__(model, args, **trainer_kwargs)
         self.args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = True
-        self.task = self._task()
+        example = first_example(self.train_dataset)
+        self.task = self._task(label_of(example))
         if self.args.label_names is None:
             self.label_names = list(self.task.label_names)
         self._objective_given = objective
-        self.objective = self._chosen_objective()
+        self._choose_objective()
         self.teacher = self._teacher(teacher)
         self.views = Views(self.model, teacher, self.label_names)
-        self._prepare_two_views(teacher, teacher_processing_class)
+        self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
-        self.train_parts = self._part_sums()
-        self.eval_parts = self._part_sums()
 
     # ---- construction --------------------------------------------------------------------------------------------
 
-    def _task(self) -> Task:
+    def _task(self, label: Any) -> Task:
         bare = contract.bare(self.model)
         problem_type = bare.config.problem_type if isinstance(bare, PreTrainedModel) else None
-        return task_for(problem_type, contract.class_count(bare), _label_of(_first_example(self.train_dataset)))
+        return task_for(problem_type, contract.class_count(bare), label)
 
-    def _chosen_objective(self) -> Objective:
+    def _choose_objective(self) -> None:
         objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
         objective.check(contract.class_count(self.model))
-        return objective
+        self.objective = objective
+        names = [term.name for term in objective.active]
+        needs_labels = [term.needs_labels for term in objective.active]
+        self.train_parts = PartSums(names, needs_labels, self.args.device)
+        self.eval_parts = PartSums(names, needs_labels, self.args.device)
 
     def _teacher(self, teacher: nn.Module | None) -> Teacher | None:
         if teacher is None:
@@ -118,8 +121,7 @@ class DistillationTrainer(Trainer):
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         return LiveTeacher(prepared, alignment.tensor())
 
-    def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any) -> None:
-        example = _first_example(self.train_dataset)
+    def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:
         if any(key.startswith(TEACHER_PREFIX) for key in example):
             self._reads_raw_columns = False
             return
@@ -151,14 +153,9 @@ class DistillationTrainer(Trainer):
             return contract.processing_differences(self.processing_class, processing_class)
         return contract.input_differences(self.model, teacher)
 
-    def _part_sums(self) -> PartSums:
-        terms = self.objective.active
-        names, needs_labels = [term.name for term in terms], [term.needs_labels for term in terms]
-        return PartSums(names, needs_labels, self.args.device)
-
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
-        self.objective = self._chosen_objective()
+        self._choose_objective()
 
     # ---- columns -------------------------------------------------------------------------------------------------
 
@@ -223,8 +220,8 @@ class DistillationTrainer(Trainer):
         total, parts = self.objective(smoothed, counts)
         self.train_parts.add(parts)
         # DDP, FSDP and DeepSpeed average gradients over ranks, and the counts are global already.
-        scaled: torch.Tensor = total * self.accelerator.num_processes
-        return scaled
+        processes: int = self.accelerator.num_processes
+        return total * processes if processes > 1 else total
 
     def _evaluation_total(self, context: StepContext) -> torch.Tensor:
         counts = RowCounts.of([context.rows], context.logits.device)
@@ -319,49 +316,3 @@ class DistillationTrainer(Trainer):
 
     def _is_whole(self, checkpoint: str) -> bool:
         return has_weights(checkpoint) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-
-def _checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
-    if args is None:
-        args = DistillationConfig(output_dir="tmp_trainer")
-    if not isinstance(args, DistillationConfig):
-        raise HfDistillError(
-            f"args is a {type(args).__name__}; expected a DistillationConfig, which takes the same arguments and adds "
-            "alpha and temperature."
-        )
-    if trainer_kwargs.get("compute_loss_func") is not None:
-        raise HfDistillError(
-            "compute_loss_func came, but the loss of a DistillationTrainer is its objective; pass "
-            "objective=Objective([TaskLoss(), Logits(your_loss)]) instead."
-        )
-    dataset = trainer_kwargs.get("train_dataset")
-    if isinstance(dataset, Sized) and len(dataset) == 0:
-        raise HfDistillError("The train_dataset is empty; expected at least one example. Check splits and filters.")
-    return args
-
-
-def _teacher_module(
-    teacher: nn.Module | str | None, args: DistillationConfig, objective: Objective | None
-) -> tuple[nn.Module | None, str | None]:
-    """The teacher as a module, and the name that it was loaded by, where it has one."""
-    if objective is not None and not objective.needs_teacher:
-        return None, None
-    if teacher is None:
-        teacher = args.teacher_model_name_or_path
-    if isinstance(teacher, PreTrainedModel):
-        return teacher, teacher.config._name_or_path or None
-    if not isinstance(teacher, str):
-        return teacher, None
-    return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs), teacher
-
-
-def _first_example(dataset: Any) -> Mapping[str, Any]:
-    """The data set's first example, or nothing where looking at it would consume a stream."""
-    if dataset is None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
-        return {}
-    with torch.random.fork_rng(devices=[]):
-        return dataset[0]  # type: ignore[no-any-return, index]
-
-
-def _label_of(example: Mapping[str, Any]) -> Any:
-    return next((example[key] for key in ("labels", "label", "label_ids") if key in example), None)

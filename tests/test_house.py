@@ -32,6 +32,7 @@ LAYERS = {
     "knowledge": 2,
     "objective": 2,
     "teachers": 2,
+    "arguments": 3,
     "card": 3,
     "citations": 3,
     "config": 3,

@@ -1,0 +1,64 @@
+"""What came to the trainer's constructor, checked and brought to one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel
+
+from hfdistill import loading
+from hfdistill.config import DistillationConfig
+from hfdistill.errors import HfDistillError
+from hfdistill.objective import Objective
+
+
+def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
+    """The arguments, or the defaults; raises for what cannot be a distillation."""
+    if args is None:
+        args = DistillationConfig(output_dir="tmp_trainer")
+    if not isinstance(args, DistillationConfig):
+        raise HfDistillError(
+            f"args is a {type(args).__name__}; expected a DistillationConfig, which takes the same arguments and adds "
+            "alpha and temperature."
+        )
+    if trainer_kwargs.get("compute_loss_func") is not None:
+        raise HfDistillError(
+            "compute_loss_func came, but the loss of a DistillationTrainer is its objective; pass "
+            "objective=Objective([TaskLoss(), Logits(your_loss)]) instead."
+        )
+    dataset = trainer_kwargs.get("train_dataset")
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise HfDistillError("The train_dataset is empty; expected at least one example. Check splits and filters.")
+    return args
+
+
+def teacher_module(
+    teacher: nn.Module | str | None, args: DistillationConfig, objective: Objective | None
+) -> tuple[nn.Module | None, str | None]:
+    """The teacher as a module, and the name that it was loaded by, where it has one."""
+    if objective is not None and not objective.needs_teacher:
+        return None, None
+    if teacher is None:
+        teacher = args.teacher_model_name_or_path
+    if isinstance(teacher, PreTrainedModel):
+        return teacher, teacher.config._name_or_path or None
+    if not isinstance(teacher, str):
+        return teacher, None
+    return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs), teacher
+
+
+def first_example(dataset: Any) -> Mapping[str, Any]:
+    """The data set's first example, or nothing where looking at it would consume a stream."""
+    if dataset is None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        return dataset[0]  # type: ignore[no-any-return, index]
+
+
+def label_of(example: Mapping[str, Any]) -> Any:
+    """The example's label under whichever of its usual names, or None."""
+    return next((example[key] for key in ("labels", "label", "label_ids") if key in example), None)
