@@ -9,9 +9,8 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetsError
 
-from hfdistill.errors import HfDistillError
+from hfdistill.errors import HfDistillError, nearest
 from hfdistill.recipe import DataSection, RecipeError
-from hfdistill.recipe.values import nearest
 
 BUILDERS = {
     ".csv": "csv",
@@ -51,7 +50,7 @@ def _missing_split(section: DataSection, key: str, name: str, splits: Mapping[st
         "train_split": "",
     }[key]
     return (
-        f"data.{key}: {_title(section)} has no split {name!r}; it has {', '.join(splits)}.{nearest(name, splits)}{cure}"
+        f"data.{key}: {_title(section)} has no split {name!r}; it has {', '.join(splits)}{nearest(name, splits)}{cure}"
     )
 
 

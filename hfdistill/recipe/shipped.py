@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hfdistill._resources import recipe_folder
-from hfdistill.recipe.values import RecipeError, nearest
+from hfdistill.errors import nearest
+from hfdistill.recipe.values import RecipeError
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -30,7 +31,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
         return shipped
     known = shipped_recipes()
     raise RecipeError(
-        f"{name_or_path}: there is no such recipe{nearest(str(name_or_path), known) or '.'} "
+        f"{name_or_path}: there is no such recipe{nearest(str(name_or_path), known)} "
         f"Shipped: {', '.join(known)}. Or give the path of a YAML file."
     )
 

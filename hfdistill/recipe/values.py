@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
-from hfdistill.errors import HfDistillError
+from hfdistill.errors import HfDistillError, nearest
 
 
 class RecipeError(HfDistillError):
     """A recipe that cannot be run as it is written; the message names the key and what to write instead."""
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """A hint at the nearest of `words`, or nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def unknown_key(path: str, allowed: Iterable[str]) -> RecipeError:
@@ -26,7 +19,7 @@ def unknown_key(path: str, allowed: Iterable[str]) -> RecipeError:
     names = sorted(allowed)
     hint = nearest(path.rpartition(".")[2], names)
     known = "" if len(names) > 20 else f" Keys here: {', '.join(names)}."
-    return RecipeError(f"{path}: there is no such key{hint or '.'}{known}")
+    return RecipeError(f"{path}: there is no such key{hint}{known}")
 
 
 def converted(value: Any, expected: Any, path: str) -> Any:

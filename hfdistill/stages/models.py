@@ -19,10 +19,10 @@ from transformers import (
 
 from hfdistill.data.labels import LabelSpace
 from hfdistill.data.splits import IMAGE
-from hfdistill.errors import HfDistillError
+from hfdistill.errors import HfDistillError, nearest
 from hfdistill.loading import load_teacher
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
-from hfdistill.recipe.values import nearest, unknown_key
+from hfdistill.recipe.values import unknown_key
 from hfdistill.students import student_from_teacher
 
 TEACHER_SEED = 42
