@@ -16,6 +16,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
 
 from hfdistill.errors import HfDistillError
+from hfdistill.tasks import Classes, Task, architecture_task
 
 GENERIC_NAME = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)
 
@@ -55,10 +56,22 @@ def class_names(model: nn.Module) -> list[str] | None:
     return [str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
 
 
-def class_count(model: nn.Module) -> int | None:
-    """Number of outputs of a classifier, or None for a module without a Transformers config."""
+def class_count(model: nn.Module, task: Task) -> int | None:
+    """How many classes a head has; None for a module without a Transformers config, and where batches decide it."""
     model = bare(model)
-    return model.config.num_labels if isinstance(model, PreTrainedModel) else None
+    if not isinstance(model, PreTrainedModel) or task.classes is Classes.PLACES:
+        return None
+    if task.classes is Classes.VOCABULARY:
+        return int(model.config.get_text_config(decoder=True).vocab_size)
+    return model.config.num_labels
+
+
+def keys_ignored_at_inference(model: nn.Module) -> list[str]:
+    """Outputs that are no predictions; the same rule as Trainer's, where most configs say nothing."""
+    model = bare(model)
+    if not isinstance(model, PreTrainedModel):
+        return []
+    return list(getattr(type(model.config), "keys_to_ignore_at_inference", ["past_key_values"]))
 
 
 def aligned_classes(student: Sequence[str] | None, teacher: Sequence[str] | None) -> ClassAlignment:
@@ -164,10 +177,16 @@ def check_trained(teacher: nn.Module, missing: Sequence[str] = ()) -> None:
 
 
 def check_same_problem(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse two heads whose configs name different kinds of problem."""
+    """Refuse two heads of different tasks, or whose configs name different kinds of problem."""
     student, teacher = bare(student), bare(teacher)
     if not (isinstance(student, PreTrainedModel) and isinstance(teacher, PreTrainedModel)):
         return
+    own, other = architecture_task(type(student).__name__), architecture_task(type(teacher).__name__)
+    if own is not None and other is not None and own != other:
+        raise HfDistillError(
+            f"The student is a {type(student).__name__} ({own}) and the teacher a {type(teacher).__name__} ({other}); "
+            "expected two heads for the same task. Load both with the same AutoModelFor... class."
+        )
     ours, theirs = student.config.problem_type, teacher.config.problem_type
     if ours is not None and theirs is not None and ours != theirs:
         raise HfDistillError(

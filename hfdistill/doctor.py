@@ -15,7 +15,6 @@ from hfdistill import contract
 from hfdistill.data import STUDENT, TEACHER, view_differences, whole_batch
 from hfdistill.data.labels import SINGLE
 from hfdistill.errors import HfDistillError
-from hfdistill.knowledge import StepContext
 from hfdistill.objective import Objective
 from hfdistill.stages import models
 from hfdistill.stages.outcome import predictions
@@ -180,7 +179,8 @@ class Doctor:
     def _inputs(self) -> tuple[str, str]:
         example = self.run.prepared.student_train()[0]
         views = self.trainer.views
-        read = {STUDENT: ", ".join(views.student(example)), TEACHER: ", ".join(views.teacher(example))}
+        given = {STUDENT: views.student(example), TEACHER: views.teacher(example)}
+        read = {name: ", ".join(key for key in each if key != "use_cache") for name, each in given.items()}
         finding = f"the student reads {read[STUDENT]}, the teacher {read[TEACHER]}"
         differences = view_differences(*self.run.views)
         if differences:
@@ -216,10 +216,7 @@ class Doctor:
         if counts is None:
             return BAD, "the train split gives no batch: lower training.per_device_train_batch_size"
         inputs = trainer._prepare_inputs(batches[0])
-        rows = trainer.task.rows(inputs)
-        outputs = trainer.model(**trainer.views.student(inputs))
-        targets = trainer.teacher(trainer.views.teacher(inputs)) if trainer.teacher is not None else None
-        context = StepContext(outputs.logits, targets, rows, trainer.task)
+        _, context = trainer.outputs_and_context(trainer.model, inputs)
         norms, findings = {}, []
         for term in trainer.objective.active:
             if term.weight == 0 or (term.needs_labels and int(counts.labelled) == 0):
@@ -230,7 +227,7 @@ class Doctor:
             findings.append(
                 f"{term.name} {float(parts[term.name]):.4g}, gradient norm of its share {norms[term.name]:.3g}"
             )
-        return _balance(norms, f"{rows.every.size} rows: {'; '.join(findings)}")
+        return _balance(norms, f"{len(context.rows.every)} rows: {'; '.join(findings)}")
 
 
 def _gradient_norm(total: torch.Tensor, model: torch.nn.Module) -> float:

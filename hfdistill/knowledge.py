@@ -21,13 +21,17 @@ Loss = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class StepContext:
-    """What the terms of one micro-batch see: both models' outputs, the rows, the task."""
+    """What the terms of one micro-batch see: both models' outputs, the rows, the task.
+
+    `model_loss` is the student's own loss, where the task can be scored by nothing else.
+    """
 
     logits: torch.Tensor
     targets: Targets | None
     rows: BatchRows
     task: Task
     label_smoothing: float = 0.0
+    model_loss: torch.Tensor | None = None
 
 
 class Term(Protocol):
@@ -57,8 +61,8 @@ class Term(Protocol):
         """One value a row, `(rows,)`, over all rows; those that do not count hold any finite number."""
         ...
 
-    def check(self, num_classes: int | None) -> None:
-        """Raise before training if the term is dead for so many classes."""
+    def check(self, num_classes: int | None, task: Task) -> None:
+        """Raise before training if the term is dead for so many classes, or needs what the task has not."""
         ...
 
 
@@ -80,12 +84,9 @@ class TaskLoss:
 
     def values(self, context: StepContext) -> torch.Tensor:
         """One value a row."""
-        logits, labels = context.rows.every(context.logits), context.rows.labels
-        if labels is None:
-            raise HfDistillError("A batch without labels came to TaskLoss.")
-        return context.task.label_loss(logits, labels, context.label_smoothing)
+        return context.task.label_values(context.logits, context.rows, context.label_smoothing, context.model_loss)
 
-    def check(self, num_classes: int | None) -> None:
+    def check(self, num_classes: int | None, task: Task) -> None:
         """Nothing to refuse: the task decides the loss."""
 
 
@@ -133,6 +134,12 @@ class Logits:
         if context.targets is None:
             raise HfDistillError(f"{self!r} needs a teacher; pass teacher_model.")
         student, teacher = context.rows.every(context.logits), context.rows.every(context.targets.logits)
+        if student.shape[:1] != teacher.shape[:1]:
+            raise HfDistillError(
+                f"The student gives logits of shape {tuple(context.logits.shape)} and the teacher "
+                f"{tuple(context.targets.logits.shape)}; expected the same places in both. They have to read the same "
+                "tokens, frames or pixels: one tokenizer or processor for both, with the same maximum length."
+            )
         if student.shape != teacher.shape:
             raise HfDistillError(
                 f"The student gives {student.shape[-1]} logits a row and the teacher {teacher.shape[-1]}; expected the "
@@ -140,15 +147,20 @@ class Logits:
             )
         labels = {"labels": context.rows.labels} if self.needs_labels else {}
         values = self.loss(student, teacher, **labels, **self.options)
-        if values.shape != (context.rows.every.size,):
+        if values.shape != student.shape[:1]:
             raise HfDistillError(
                 f"The loss {loss_name(self.loss)} gave a tensor of shape {tuple(values.shape)} for "
-                f"{context.rows.every.size} rows; expected one value a row: reduce over classes only."
+                f"{len(student)} rows; expected one value a row: reduce over classes only."
             )
-        return values
+        return context.rows.every.folded(values)
 
-    def check(self, num_classes: int | None) -> None:
-        """Refuse a loss that is constant for so many classes."""
+    def check(self, num_classes: int | None, task: Task) -> None:
+        """Refuse a loss that is constant for so many classes, or needs labels where rows have none of their own."""
+        if self.needs_labels and not task.layout.labels_match:
+            raise HfDistillError(
+                f"{loss_name(self.loss)} needs the label of each row, and the labels of {task.name} are of other rows "
+                "than its logits; take a loss without labels, such as forward_kl."
+            )
         if num_classes is None:
             return
         try:

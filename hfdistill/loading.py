@@ -9,51 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForAudioClassification,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoModelForVideoClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hfdistill.contract import check_trained
 from hfdistill.errors import HfDistillError
-
-AUTO_CLASSES: tuple[Any, ...] = (
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoModelForAudioClassification,
-    AutoModelForVideoClassification,
-)
+from hfdistill.tasks import auto_class_name, known_auto_classes
 
 
 def auto_class_of(architecture: str) -> Any:
     """The auto class that loads an architecture by its class name, such as ViTForImageClassification."""
-    for auto_class in AUTO_CLASSES:
-        names = auto_class._model_mapping._model_mapping.values()
-        flat = {name for entry in names for name in ((entry,) if isinstance(entry, str) else entry)}
-        if architecture in flat:
-            return auto_class
-    raise HfDistillError(
-        f"{architecture} is no classifier; expected an architecture of "
-        f"{', '.join(auto_class.__name__ for auto_class in AUTO_CLASSES)}. A bare or language-model checkpoint has to "
-        "be fine-tuned with a classification head before it can teach."
-    )
+    name = auto_class_name(architecture)
+    if name is None:
+        raise HfDistillError(
+            f"{architecture} has no head that can be distilled; expected an architecture of "
+            f"{', '.join(known_auto_classes())}. Fine-tune a bare checkpoint with a head before it teaches."
+        )
+    return getattr(transformers, name)
 
 
 def load_teacher(name: str, revision: str | None, init_kwargs: Mapping[str, Any] | str | None) -> PreTrainedModel:
-    """A trained classifier from a Hub id or folder.
+    """A trained model with a head from a Hub id or folder.
 
-    Errors: HfDistillError when nothing is found there, when the checkpoint is no classifier, or when its head would be
-    freshly initialised.
+    Errors: HfDistillError when nothing is found there, when the checkpoint has no head for a task, or when
+    its head would be freshly initialised.
     """
     options = _as_dict(init_kwargs)
     if revision is not None:

@@ -56,10 +56,10 @@ class Objective:
         """The terms that are computed: those with a positive weight, and TaskLoss, whose value is reported always."""
         return tuple(term for term in self.terms if term.weight > 0 or not term.needs_teacher)
 
-    def check(self, num_classes: int | None) -> None:
-        """Refuse, before training, terms that are dead for so many classes."""
+    def check(self, num_classes: int | None, task: Task) -> None:
+        """Refuse, before training, terms that are dead for so many classes or do not fit the task."""
         for term in self.active:
-            term.check(num_classes)
+            term.check(num_classes, task)
 
     def __call__(self, context: StepContext, counts: RowCounts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and each term's unweighted part: this micro-batch's share of the step's means."""

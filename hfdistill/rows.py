@@ -11,16 +11,36 @@ import torch
 class Rows:
     """The rows of one micro-batch that count for a term.
 
-    Calling it brings a tensor of any leading shape to `(rows, width)`. Rows that do not count keep their place and are
-    masked out of `total`: selecting them would make the host wait for the device in every step.
+    Calling it brings a tensor of any leading shape to `(rows, width)`. `index` picks rows out of `size`, where the rest
+    is worth skipping (tokens: a head's vocabulary is wide); `valid` masks rows that keep their place (examples: picking
+    would make the host wait for the device in every step). With `spread` a row holds many distributions, such as the
+    pixels of a picture: a tensor `(rows, ..., width)` becomes `(rows * parts, width)`, and `folded` gives each row the
+    mean of its parts.
     """
 
     size: int
     valid: torch.Tensor | None = None
+    index: torch.Tensor | None = None
+    spread: bool = False
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """Give `tensor` as `(rows, width)`; raises ValueError if its entries do not divide among the rows."""
-        return tensor.reshape(self.size, -1)
+        if self.spread:
+            return tensor.reshape(-1, tensor.shape[-1])
+        if tensor.numel() % max(self.size, 1):
+            raise ValueError(
+                f"A tensor of shape {tuple(tensor.shape)} came for {self.size} rows; expected (rows, ...)."
+            )
+        flat = tensor.reshape(self.size, -1)
+        return flat if self.index is None else flat[self.index]
+
+    def __len__(self) -> int:
+        """How many values a term gives: one for each row that was picked."""
+        return self.size if self.index is None else len(self.index)
+
+    def folded(self, values: torch.Tensor) -> torch.Tensor:
+        """One value a row, from one a part."""
+        return values.reshape(self.size, -1).mean(-1) if self.spread and self.size else values
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of one value a row, `(rows,)`, over the rows that count."""
@@ -31,7 +51,7 @@ class Rows:
     def count(self, device: torch.device) -> torch.Tensor:
         """How many rows count, as an integer scalar on `device`."""
         if self.valid is None:
-            return torch.full((), self.size, device=device)
+            return torch.full((), len(self), device=device)
         return self.valid.sum().to(device)
 
 
@@ -39,7 +59,9 @@ class Rows:
 class BatchRows:
     """All rows of a micro-batch, those with a label, and labels made safe to index with.
 
-    `labels` is None for a batch without labels; a row without a label holds a harmless 0 there and is not `labelled`.
+    `every` are the rows of a divergence, `labelled` those of the task loss: mostly the same ones, some of them masked,
+    but rows of their own where labels are made of something else (CTC: a transcript, not frames). `labels` is None for
+    a batch without labels; a row without a label holds a harmless 0 there.
     """
 
     every: Rows

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput
 
 from hfdistill import contract, loading
@@ -26,10 +27,10 @@ from hfdistill.knowledge import StepContext
 from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
 from hfdistill.parts import PartSums
-from hfdistill.rows import BatchRows, RowCounts
-from hfdistill.tasks import Task, task_for
+from hfdistill.rows import RowCounts
+from hfdistill.tasks import Classes, Task, named_task, task_of
 from hfdistill.teachers import LiveTeacher, Targets, Teacher
-from hfdistill.views import TEACHER_PREFIX, RawCollator, Views
+from hfdistill.views import TEACHER_PREFIX, RawCollator, Views, as_mapping, model_loss
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ class DistillationTrainer(Trainer):
     `model` and `teacher_model` are Hub ids, folders or modules whose output has `.logits`. Without `objective` the loss
     is `(1 - alpha) * task + alpha * T^2 * KL(teacher || student)` with alpha and T of `args`. `teacher_model` may be
     None only where the objective needs no teacher: that is the control. `teacher_processing_class` gives the teacher
-    its own view of each raw example. All other arguments are Trainer's own.
+    its own view of each raw example. `task` is a row of `hfdistill.tasks.TASKS`, its name, or a row of your own; by
+    default the model's class tells it. All other arguments are Trainer's own.
 
     The update depends on the global batch only, not on how micro-batches and processes cut it. Rows labelled -100
     (class indices) or NaN (floats) learn from the teacher alone. Logs carry each unweighted part as `loss/<term>`,
@@ -64,6 +66,7 @@ class DistillationTrainer(Trainer):
         teacher_model: PreTrainedModel | nn.Module | str | None = None,
         objective: Objective | None = None,
         teacher_processing_class: Any = None,
+        task: Task | str | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         args = checked_args(args, trainer_kwargs)
@@ -78,26 +81,21 @@ class DistillationTrainer(Trainer):
         self.args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = True
         example = first_example(self.train_dataset)
-        self.task = self._task(label_of(example))
+        self.task = named_task(task) if task is not None else task_of(contract.bare(self.model), label_of(example))
         if self.args.label_names is None:
             self.label_names = list(self.task.label_names)
         self._objective_given = objective
         self._choose_objective()
         self.teacher = self._teacher(teacher)
-        self.views = Views(self.model, teacher, self.label_names)
+        self.views = Views(self.model, teacher, self.label_names, self.task)
         self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
 
     # ---- construction --------------------------------------------------------------------------------------------
 
-    def _task(self, label: Any) -> Task:
-        bare = contract.bare(self.model)
-        problem_type = bare.config.problem_type if isinstance(bare, PreTrainedModel) else None
-        return task_for(problem_type, contract.class_count(bare), label)
-
     def _choose_objective(self) -> None:
         objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
-        objective.check(contract.class_count(self.model))
+        objective.check(contract.class_count(self.model, self.task), self.task)
         self.objective = objective
         names = [term.name for term in objective.active]
         needs_labels = [term.needs_labels for term in objective.active]
@@ -115,11 +113,14 @@ class DistillationTrainer(Trainer):
         contract.check_distinct(self.model, teacher)
         contract.check_trained(teacher)
         contract.check_same_problem(self.model, teacher)
-        alignment = contract.aligned_classes(contract.class_names(self.model), contract.class_names(teacher))
-        if alignment.notice:
-            logger.warning("Classes: %s.", alignment.notice)
+        columns = None
+        if self.task.classes is Classes.NAMED:
+            alignment = contract.aligned_classes(contract.class_names(self.model), contract.class_names(teacher))
+            columns = alignment.tensor()
+            if alignment.notice:
+                logger.warning("Classes: %s.", alignment.notice)
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return LiveTeacher(prepared, alignment.tensor())
+        return LiveTeacher(prepared, columns, self.task.logits)
 
     def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:
         if any(key.startswith(TEACHER_PREFIX) for key in example):
@@ -196,19 +197,22 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: RowCounts | torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The objective for one micro-batch, divided by the rows of its whole optimizer step."""
-        rows = self.task.rows(inputs)
-        # The teacher first: its activations are gone before the student's have to be kept.
-        targets = self._targets(inputs)
-        outputs = model(**self.views.student(inputs))
-        self._watch_faults(outputs.logits, targets, rows)
-        context = StepContext(outputs.logits, targets, rows, self.task)
+        outputs, context = self.outputs_and_context(model, inputs)
+        self._watch_faults(context)
         if isinstance(num_items_in_batch, RowCounts):
             total = self._training_total(context, num_items_in_batch)
         else:
             total = self._evaluation_total(context)
-        if not isinstance(outputs, dict):
-            outputs = {"logits": outputs.logits}
-        return (total, outputs) if return_outputs else total
+        return (total, as_mapping(outputs, context.logits)) if return_outputs else total
+
+    def outputs_and_context(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, StepContext]:
+        """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
+        # The teacher first: its activations are gone before the student's have to be kept.
+        targets = self._targets(inputs)
+        outputs = model(**self.views.student(inputs))
+        logits = self.task.logits(outputs, inputs)
+        rows = self.task.rows(inputs)
+        return outputs, StepContext(logits, targets, rows, self.task, model_loss=model_loss(outputs, self.task))
 
     def _targets(self, inputs: Mapping[str, Any]) -> Targets | None:
         if self.teacher is None or not self.objective.needs_teacher:
@@ -229,13 +233,13 @@ class DistillationTrainer(Trainer):
         self.eval_parts.add_means(parts, counts)
         return total
 
-    def _watch_faults(self, logits: torch.Tensor, targets: Targets | None, rows: BatchRows) -> None:
+    def _watch_faults(self, context: StepContext) -> None:
         step = self.state.global_step + 1
         where = f"a batch of optimizer step {step}" if self.model.training else "an evaluation batch"
-        if targets is not None:
-            self.faults.teacher_logits(targets.logits, where, step)
+        if context.targets is not None:
+            self.faults.teacher_logits(context.targets.logits, where, step)
         if self.task.integer_labels:
-            self.faults.labels(rows, logits.shape[-1], where, step)
+            self.faults.labels(context.rows, context.logits.shape[-1], where, step)
 
     # ---- logs and evaluation -------------------------------------------------------------------------------------
 
@@ -271,9 +275,16 @@ class DistillationTrainer(Trainer):
         """Trainer's step; without labels the student alone predicts."""
         if all(inputs.get(name) is not None for name in self.label_names):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**self.views.student(self._prepare_inputs(inputs)))
-        return None, None if prediction_loss_only else outputs.logits.detach(), None
+            outputs = model(**self.views.student(inputs))
+        if prediction_loss_only:
+            return None, None, None
+        given = as_mapping(outputs, self.task.logits(outputs, inputs))
+        ignored = {"loss", *(contract.keys_ignored_at_inference(self.model) if ignore_keys is None else ignore_keys)}
+        kept = tuple(value for key, value in given.items() if key not in ignored)
+        detached: Any = nested_detach(kept[0] if len(kept) == 1 else kept)  # type: ignore[no-untyped-call]
+        return None, detached, None
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hfdistill.contract import bare
 from hfdistill.errors import HfDistillError
+from hfdistill.tasks import Task
 
 TEACHER_PREFIX = "teacher_"
 
@@ -30,13 +31,18 @@ class Views:
     """Splits a batch: keys with the prefix `teacher_` are the teacher's own view of the examples.
 
     Without such keys the teacher reads the same tensors as the student, each model those that its forward names.
-    Labels go to neither: the loss is computed from logits.
+    Labels go to neither, since the loss is computed from logits; but a student whose loss only the model itself can
+    compute gets them, and a decoder gets the inputs that follow from them.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, label_names: Sequence[str]) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | None, label_names: Sequence[str], task: Task | None = None
+    ) -> None:
         self.student_names = accepted_names(student)
         self.teacher_names = [] if teacher is None else accepted_names(teacher)
         self.label_names = tuple(label_names)
+        self.labels_for_student = task is not None and task.loss_inside
+        self._models = {"student": student, "teacher": teacher}
 
     @property
     def columns(self) -> list[str]:
@@ -47,7 +53,10 @@ class Views:
     def student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The student's inputs."""
         plain = {key: value for key, value in batch.items() if not key.startswith(TEACHER_PREFIX)}
-        return self._chosen(plain, self.student_names, "student")
+        chosen = self._chosen(plain, self.student_names, "student")
+        if self.labels_for_student:
+            chosen.update({name: plain[name] for name in self.label_names if plain.get(name) is not None})
+        return chosen
 
     def teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The teacher's inputs."""
@@ -63,7 +72,38 @@ class Views:
                 f"No column of the batch ({', '.join(batch)}) is an input of the {role} ({', '.join(names)}); rename "
                 "the columns, or set remove_unused_columns=False if a transform makes them."
             )
-        return {key: batch[key] for key in keys}
+        chosen = {key: batch[key] for key in keys}
+        if "use_cache" in names:
+            # Training and teaching never go on from a former call, and a cache holds every layer's keys and values.
+            chosen.setdefault("use_cache", False)
+        model, labels = self._models[role], batch.get(self.label_names[0])
+        if "decoder_input_ids" in names and "decoder_input_ids" not in chosen and model is not None:
+            chosen.update(decoder_inputs(bare(model), labels))
+        return chosen
+
+
+def decoder_inputs(model: nn.Module, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What an encoder-decoder reads beside its encoder's inputs: the labels moved right by its own rule.
+
+    Some families have no method for that rule; they get the labels themselves and move them in their forward, at the
+    price of a loss that nobody uses.
+    """
+    if labels is None or labels.is_floating_point() or labels.dim() != 2:
+        return {}
+    if "prepare_decoder_input_ids_from_labels" in dir(type(model)):
+        shifted: Any = type(model).prepare_decoder_input_ids_from_labels  # type: ignore[attr-defined]
+        return {"decoder_input_ids": shifted(model, labels)}
+    return {"labels": labels}
+
+
+def model_loss(outputs: Any, task: Task) -> torch.Tensor | None:
+    """The student's own loss, where the task can be scored by nothing else."""
+    return outputs.get("loss") if task.loss_inside and isinstance(outputs, Mapping) else None
+
+
+def as_mapping(outputs: Any, logits: torch.Tensor) -> Mapping[str, Any]:
+    """A model's outputs by name, as Trainer's evaluation reads them."""
+    return outputs if isinstance(outputs, Mapping) else {"logits": logits}
 
 
 class RawCollator:

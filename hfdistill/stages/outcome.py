@@ -23,7 +23,7 @@ from hfdistill.metrics import metric_values
 from hfdistill.objective import Objective
 from hfdistill.stages.folders import STAGE_FILE, Stage
 from hfdistill.stages.training import Trained, final_folder
-from hfdistill.tasks import TASKS
+from hfdistill.tasks import LABEL_LOSSES
 from hfdistill.trainer import DistillationTrainer
 
 PREDICTIONS = "predictions.safetensors"
@@ -39,7 +39,8 @@ class Predictions:
 
     def metrics(self, space: LabelSpace) -> dict[str, float]:
         """The task's metrics and the mean loss against the labels."""
-        loss = TASKS[space.problem_type].label_loss(self.logits, _as_targets(self.labels, self.logits), 0.0).mean()
+        label_loss = LABEL_LOSSES[space.problem_type]
+        loss = label_loss(self.logits, _as_targets(self.labels, self.logits), 0.0).mean()
         return {**metric_values(space.problem_type, self.logits.numpy(), self.labels.numpy()), "loss": float(loss)}
 
 

@@ -1,0 +1,24 @@
+"""Tasks: what a head's outputs mean, which rows count, and the loss against labels."""
+
+from hfdistill.tasks.heads import architecture_task, auto_class_name, known_auto_classes, named_task, task_of
+from hfdistill.tasks.label_losses import LABEL_LOSSES
+from hfdistill.tasks.layouts import UNLABELLED, Examples, Layout, Spans, Tokens
+from hfdistill.tasks.table import TASKS
+from hfdistill.tasks.task import Classes, Task
+
+__all__ = [
+    "LABEL_LOSSES",
+    "TASKS",
+    "UNLABELLED",
+    "Classes",
+    "Examples",
+    "Layout",
+    "Spans",
+    "Task",
+    "Tokens",
+    "architecture_task",
+    "auto_class_name",
+    "known_auto_classes",
+    "named_task",
+    "task_of",
+]

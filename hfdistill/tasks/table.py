@@ -1,0 +1,78 @@
+"""The table of tasks: one row for each kind of head that can be distilled."""
+
+from __future__ import annotations
+
+from hfdistill.losses import bernoulli_kl, forward_kl, logit_mse
+from hfdistill.tasks.label_losses import binary_cross_entropy, cross_entropy, squared_error
+from hfdistill.tasks.layouts import Spans, Tokens
+from hfdistill.tasks.task import Classes, Task
+
+CLASSIFIERS = (
+    "AutoModelForImageClassification",
+    "AutoModelForSequenceClassification",
+    "AutoModelForAudioClassification",
+    "AutoModelForVideoClassification",
+)
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("single_label_classification", forward_kl, cross_entropy, auto_classes=CLASSIFIERS),
+        Task("multi_label_classification", bernoulli_kl, binary_cross_entropy, integer_labels=False),
+        Task("regression", logit_mse, squared_error, integer_labels=False, classes=Classes.VALUES),
+        Task(
+            "token_classification",
+            forward_kl,
+            cross_entropy,
+            Tokens(unlabelled_examples=True),
+            auto_classes=("AutoModelForTokenClassification",),
+        ),
+        Task(
+            "question_answering",
+            forward_kl,
+            cross_entropy,
+            Spans(),
+            label_names=("start_positions", "end_positions"),
+            classes=Classes.PLACES,
+            auto_classes=("AutoModelForQuestionAnswering", "AutoModelForDocumentQuestionAnswering"),
+        ),
+        Task(
+            "multiple_choice",
+            forward_kl,
+            cross_entropy,
+            classes=Classes.PLACES,
+            auto_classes=("AutoModelForMultipleChoice",),
+        ),
+        Task(
+            "next_sentence_prediction",
+            forward_kl,
+            cross_entropy,
+            classes=Classes.PLACES,
+            auto_classes=("AutoModelForNextSentencePrediction",),
+        ),
+        Task(
+            "seq2seq_lm",
+            forward_kl,
+            cross_entropy,
+            Tokens(decoder=True),
+            classes=Classes.VOCABULARY,
+            auto_classes=("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq"),
+        ),
+        Task(
+            "causal_lm",
+            forward_kl,
+            cross_entropy,
+            Tokens(shift=True),
+            classes=Classes.VOCABULARY,
+            auto_classes=("AutoModelForCausalLM", "AutoModelForImageTextToText"),
+        ),
+        Task(
+            "masked_lm",
+            forward_kl,
+            cross_entropy,
+            Tokens(),
+            classes=Classes.VOCABULARY,
+            auto_classes=("AutoModelForMaskedLM",),
+        ),
+    )
+}

@@ -1,0 +1,76 @@
+"""What a row of the table of tasks says about a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfdistill.errors import HfDistillError
+from hfdistill.rows import BatchRows
+from hfdistill.tasks.layouts import EXAMPLES
+
+if TYPE_CHECKING:
+    from hfdistill.tasks.layouts import Layout
+
+LabelLoss = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+class Classes(Enum):
+    """What the last axis of a head's logits counts, which decides how two heads are matched."""
+
+    NAMED = "classes with the names of config.id2label"
+    VOCABULARY = "tokens of a vocabulary"
+    PLACES = "places in the input, such as tokens or choices, the same for both models"
+    VALUES = "real numbers"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of head: one row of `TASKS`.
+
+    `default_loss` is the divergence that fits the head's outputs. `label_loss(logits, labels, label_smoothing)` gives
+    one value a row, in nats or squared units; None where only the model itself can compute it (detection): its mean
+    over the batch is then taken for each example. `layout` says which outputs are logits and how they fall into rows.
+    `auto_classes` are the names of the Transformers auto classes that load such heads.
+    """
+
+    name: str
+    default_loss: Callable[..., torch.Tensor]
+    label_loss: LabelLoss | None
+    layout: Layout = EXAMPLES
+    label_names: tuple[str, ...] = ("labels",)
+    integer_labels: bool = True
+    classes: Classes = Classes.NAMED
+    auto_classes: tuple[str, ...] = ()
+
+    @property
+    def loss_inside(self) -> bool:
+        """Whether the model has to be given the labels, because only it can compute the loss against them."""
+        return self.label_loss is None
+
+    def rows(self, inputs: Mapping[str, Any]) -> BatchRows:
+        """Rows of a micro-batch, from its inputs alone; errors name the labels that do not fit."""
+        return self.layout.rows(inputs, self)
+
+    def logits(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """A model's logits with the classes on the last axis; rows come first."""
+        return self.layout.logits(outputs, inputs)
+
+    def label_values(
+        self, logits: torch.Tensor, rows: BatchRows, label_smoothing: float, model_loss: torch.Tensor | None
+    ) -> torch.Tensor:
+        """One value for each row of `rows.labelled`."""
+        if self.label_loss is None:
+            if model_loss is None:
+                raise HfDistillError(
+                    f"The student gave no loss for {self.name}, and only the model itself can compute it; expected "
+                    f"{' and '.join(self.label_names)} in the batch in the form that the model reads."
+                )
+            return model_loss.expand(len(rows.labelled))
+        if rows.labels is None:
+            raise HfDistillError("A batch without labels came to TaskLoss.")
+        return self.label_loss(self.layout.label_logits(logits, rows), rows.labels, label_smoothing)
