@@ -153,7 +153,7 @@ class Tokens:
 class Spans:
     """Two distributions an example over its tokens: where an answer starts, and where it ends.
 
-    A label outside the tokens (an answer that was cut off) does not count; padding has probability 0.
+    A label outside the tokens (an answer that was cut off) or on padding does not count; padding has probability 0.
     """
 
     outputs: tuple[str, str] = ("start_logits", "end_logits")
@@ -170,7 +170,11 @@ class Spans:
         each = [class_indices(labels, examples, task.name) for labels in given if labels is not None]
         labels = torch.stack(each, dim=1).flatten()
         valid = (labels >= 0) & (labels < tokens)
-        return BatchRows(every, Rows(2 * examples, valid), labels.where(valid, 0))
+        labels = labels.where(valid, 0)
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.shape == (examples, tokens):
+            valid = valid & mask.bool().gather(1, labels.reshape(examples, 2)).flatten()
+        return BatchRows(every, Rows(2 * examples, valid), labels)
 
     def logits(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Start and end, `(examples, 2, tokens)`."""
