@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
@@ -50,9 +50,12 @@ def bare(model: nn.Module) -> nn.Module:
 def class_names(model: nn.Module) -> list[str] | None:
     """The names of a model's classes in order of index, or None for a module without a Transformers config."""
     model = bare(model)
-    if not isinstance(model, PreTrainedModel):
-        return None
-    names = model.config.id2label or {}
+    return config_class_names(model.config) if isinstance(model, PreTrainedModel) else None
+
+
+def config_class_names(config: PreTrainedConfig) -> list[str]:
+    """The names of a config's classes in order of index."""
+    names = config.id2label or {}
     return [str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
 
 

@@ -108,6 +108,14 @@ def has_weights(checkpoint: str) -> bool:
     return any((Path(checkpoint) / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
 
 
+def why_not_loaded(error: Exception) -> str:
+    """The end of a message about a model that cannot be loaded: the reason's first line, and what was expected."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"{reason} Expected a Hub id that this machine can reach or has cached, or a folder written by save_pretrained."
+    )
+
+
 def _architecture(name: str, options: Mapping[str, Any], role: str) -> str:
     hub_options = {
         key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options
@@ -125,11 +133,7 @@ def _architecture(name: str, options: Mapping[str, Any], role: str) -> str:
 
 
 def _not_found(name: str, role: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"The {role} {name!r} could not be loaded: {first} Expected a Hub id that this machine can reach or has "
-        "cached, or a folder written by save_pretrained."
-    )
+    return f"The {role} {name!r} could not be loaded: {why_not_loaded(error)}"
 
 
 def _as_dict(init_kwargs: Mapping[str, Any] | str | None) -> dict[str, Any]:

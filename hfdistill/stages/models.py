@@ -20,7 +20,7 @@ from transformers import (
 from hfdistill.data.labels import LabelSpace
 from hfdistill.data.splits import IMAGE
 from hfdistill.errors import HfDistillError, nearest
-from hfdistill.loading import load_teacher
+from hfdistill.loading import load_teacher, why_not_loaded
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
 from hfdistill.recipe.values import unknown_key
 from hfdistill.students import student_from_teacher
@@ -40,12 +40,6 @@ def named_config(section: TeacherSection | StudentSection) -> PreTrainedConfig:
         section.SECTION, name, lambda: AutoConfig.from_pretrained(name, **_hub_options(section))
     )
     return config
-
-
-def class_names_of(config: PreTrainedConfig) -> list[str]:
-    """The names of a config's classes in the order of their index."""
-    names: dict[int, str] = dict(config.id2label)  # type: ignore[arg-type]
-    return [names[index] for index in sorted(names)]
 
 
 def _made_config(settings: Mapping[str, Any], path: str) -> PreTrainedConfig:
@@ -132,11 +126,7 @@ def _loading(role: str, name: str, load: Callable[[], Any]) -> Any:
     except (OSError, ValueError) as error:
         if isinstance(error, HfDistillError):
             raise
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise HfDistillError(
-            f"{role}.model: {name!r} cannot be loaded: {reason} Expected a Hub id that this machine can reach or "
-            "has cached, or a folder written by save_pretrained."
-        ) from error
+        raise HfDistillError(f"{role}.model: {name!r} cannot be loaded: {why_not_loaded(error)}") from error
 
 
 def summary(recipe: Recipe, role: str) -> str:

@@ -11,6 +11,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from hfdistill._atomic import write_json, write_text
+from hfdistill.contract import config_class_names
 from hfdistill.data import STUDENT as STUDENT_VIEW
 from hfdistill.data import TEACHER as TEACHER_VIEW
 from hfdistill.data import (
@@ -70,7 +71,7 @@ class Run:
         """The examples; a teacher that is used as it is names bare numbers."""
         known = None
         if self.recipe.teacher.finetune is None:
-            known = models.class_names_of(models.named_config(self.recipe.teacher))
+            known = config_class_names(models.named_config(self.recipe.teacher))
         return read_data(self.recipe.data, known)
 
     @cached_property

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hfdistill.contract import check_trained
 from hfdistill.errors import HfDistillError
+from hfdistill.loading import why_not_loaded
 from hfdistill.students.layers import (
     check_same_layers,
     chosen_layers,
@@ -74,11 +75,7 @@ def _loaded(name: str) -> PreTrainedModel:
             "teacher yourself and pass the module."
         ) from error
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise HfDistillError(
-            f"The teacher {name!r} could not be loaded: {reason} Expected a Hub id that this machine can reach or has "
-            "cached, or a folder written by save_pretrained."
-        ) from error
+        raise HfDistillError(f"The teacher {name!r} could not be loaded: {why_not_loaded(error)}") from error
     check_trained(network, sorted(info["missing_keys"]))
     return cast("PreTrainedModel", network)
 
