@@ -8,13 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from datasets import Dataset
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
+from tests.pictures import picture_folder, saved_pair
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--max_steps", "2", "--report_to", "none", "--use_cpu", "True", "--per_device_train_batch_size", "4"]
@@ -31,23 +30,10 @@ def script(name: str) -> str:
     return str(ROOT / "examples" / name)
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    for split in ("train", "test"):
-        for place, name in enumerate(("class_0", "class_1", "class_2")):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for shade in range(4):
-                Image.new("RGB", (20, 20), (80 * place, 20 * shade, 90)).save(folder / f"{shade}.png")
-    return tmp_path / "images"
-
-
-def test_image_classification(image_folder: Path, tmp_path: Path) -> None:
-    for name, architecture, mean in (("teacher", "vit", 0.2), ("student", "resnet", 0.5)):
-        tiny.model(architecture).save_pretrained(tmp_path / name)
-        size = {"height": 16, "width": 16}
-        ViTImageProcessor(size=size, image_mean=[mean] * 3).save_pretrained(tmp_path / name)
-    command = [sys.executable, script("image_classification.py"), "--dataset_name", str(image_folder)]
+def test_image_classification(tmp_path: Path) -> None:
+    images = picture_folder(tmp_path / "images", "train", "test")
+    saved_pair(tmp_path)
+    command = [sys.executable, script("image_classification.py"), "--dataset_name", str(images)]
     models = ["--model_name_or_path", "student", "--teacher_model_name_or_path", "teacher", "--output_dir", "out"]
     assert "eval_accuracy" in output([*command, *models, *SHORT], tmp_path)
     assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -7,10 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from transformers import ViTImageProcessor
 
-from tests import tiny
+from tests.pictures import picture_folder, saved_pair
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -19,19 +17,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 @pytest.fixture
 def stand_ins(tmp_path: Path) -> dict[str, str]:
     """Local folders for the Hub ids that README names."""
-    for split in ("train", "validation"):
-        for place, name in enumerate(("class_0", "class_1", "class_2")):
-            folder = tmp_path / "beans" / split / name
-            folder.mkdir(parents=True)
-            for shade in range(4):
-                Image.new("RGB", (20, 20), (80 * place, 20 * shade, 90)).save(folder / f"{shade}.png")
-    for name, architecture, mean in (("teacher", "vit", 0.2), ("student", "resnet", 0.5)):
-        tiny.model(architecture).save_pretrained(tmp_path / name)
-        ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[mean] * 3).save_pretrained(tmp_path / name)
+    student, teacher = saved_pair(tmp_path)
     return {
-        "merve/beans-vit-224": str(tmp_path / "teacher"),
-        "google/mobilenet_v2_0.35_96": str(tmp_path / "student"),
-        "AI-Lab-Makerere/beans": str(tmp_path / "beans"),
+        "merve/beans-vit-224": str(teacher),
+        "google/mobilenet_v2_0.35_96": str(student),
+        "AI-Lab-Makerere/beans": str(picture_folder(tmp_path / "beans", "train", "validation")),
         "num_train_epochs=5": "num_train_epochs=1, report_to='none', use_cpu=True, save_strategy='no'",
     }
 
