@@ -259,9 +259,8 @@ class Run:
             view = TEACHER_VIEW if name == "teacher" else STUDENT_VIEW
             examples = self.prepared.evaluation("test", view)
             batch = examples.__getitems__(range(min(32, len(examples))))
-            inputs[name] = {
-                key: value for key, value in batch.items() if key in accepted_names(model) and key != "labels"
-            }
+            accepted = set(accepted_names(model)) - {"labels"}
+            inputs[name] = {key: value for key, value in batch.items() if key in accepted}
         write_json(self.output / "speed.json", speeds(both, inputs))
 
 
