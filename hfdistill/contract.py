@@ -62,7 +62,7 @@ def config_class_names(config: PreTrainedConfig) -> list[str]:
 def class_count(model: nn.Module, task: Task) -> int | None:
     """How many classes a head has; None for a module without a Transformers config, and where batches decide it."""
     model = bare(model)
-    if not isinstance(model, PreTrainedModel) or task.classes is Classes.PLACES:
+    if not isinstance(model, PreTrainedModel) or task.classes in (Classes.PLACES, Classes.COORDINATES):
         return None
     if task.classes is Classes.VOCABULARY:
         return int(model.config.get_text_config(decoder=True).vocab_size)
@@ -166,12 +166,13 @@ def fresh_parameters(model: nn.Module) -> list[str]:
     return [name for name, parameter in parameters if name not in known and parameter._version <= 1]
 
 
-def check_trained(teacher: nn.Module, missing: Sequence[str] = ()) -> None:
+def check_trained(teacher: nn.Module, missing: Sequence[str] = (), unread: tuple[str, ...] = ()) -> None:
     """Refuse a teacher whose head is freshly initialised: its targets are noise.
 
-    `missing` are names that loading reported. Errors: HfDistillError naming the parameters.
+    `missing` are names that loading reported; those that begin with one of `unread` do not matter.
+    Errors: HfDistillError naming the parameters.
     """
-    fresh = sorted({*missing, *fresh_parameters(teacher)})
+    fresh = sorted(name for name in {*missing, *fresh_parameters(teacher)} if not name.startswith(unread))
     if fresh:
         raise HfDistillError(
             f"The teacher's {_some(fresh)} came from no checkpoint: its head is freshly initialised and its targets "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.losses import LOSSES, check_classes, forward_kl
 from hfdistill.rows import BatchRows
-from hfdistill.tasks import Task
+from hfdistill.tasks import Classes, Task
 from hfdistill.teachers import Targets
 
 Loss = Callable[..., torch.Tensor]
@@ -23,7 +23,8 @@ Loss = Callable[..., torch.Tensor]
 class StepContext:
     """What the terms of one micro-batch see: both models' outputs, the rows, the task.
 
-    `model_loss` is the student's own loss, where the task can be scored by nothing else.
+    `model_loss` is the student's own loss, where the task can be scored by nothing else; `fields` are its further
+    outputs that the terms have asked for, by name.
     """
 
     logits: torch.Tensor
@@ -32,6 +33,7 @@ class StepContext:
     task: Task
     label_smoothing: float = 0.0
     model_loss: torch.Tensor | None = None
+    fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Term(Protocol):
@@ -57,6 +59,11 @@ class Term(Protocol):
         """Whether targets are needed."""
         ...
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the outputs that it reads of both models, beside the logits."""
+        ...
+
     def values(self, context: StepContext) -> torch.Tensor:
         """One value a row, `(rows,)`, over all rows; those that do not count hold any finite number."""
         ...
@@ -75,6 +82,7 @@ class TaskLoss:
     name = "task"
     needs_labels = True
     needs_teacher = False
+    fields: tuple[str, ...] = ()
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = finite_weight(weight, self.name)
@@ -87,7 +95,12 @@ class TaskLoss:
         return context.task.label_values(context.logits, context.rows, context.label_smoothing, context.model_loss)
 
     def check(self, num_classes: int | None, task: Task) -> None:
-        """Nothing to refuse: the task decides the loss."""
+        """Refuse a task that has no labels; else the task decides the loss."""
+        if not task.labelled and self.weight > 0:
+            raise HfDistillError(
+                f"TaskLoss came for {task.name}, which has no labels; expected terms that learn from the teacher "
+                "alone: leave objective out, or pass Objective([Logits(...)])."
+            )
 
 
 class Logits:
@@ -100,6 +113,7 @@ class Logits:
     """
 
     needs_teacher = True
+    fields: tuple[str, ...] = ()
 
     def __init__(self, loss: Loss | str = forward_kl, *, weight: float = 1.0, name: str = "kd", **options: Any) -> None:
         self.loss = loss_named(loss)
@@ -140,7 +154,7 @@ class Logits:
                 f"{tuple(context.targets.logits.shape)}; expected the same places in both. They have to read the same "
                 "tokens, frames or pixels: one tokenizer or processor for both, with the same maximum length."
             )
-        if student.shape != teacher.shape:
+        if student.shape != teacher.shape and context.task.classes is not Classes.COORDINATES:
             raise HfDistillError(
                 f"The student gives {student.shape[-1]} logits a row and the teacher {teacher.shape[-1]}; expected the "
                 "same classes. Build the student with num_labels, id2label and label2id of the teacher."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import Logits, StepContext, TaskLoss, Term
-from hfdistill.losses import logit_mse
 from hfdistill.rows import RowCounts
 from hfdistill.tasks import Task
 
@@ -41,15 +41,23 @@ class Objective:
         """`(1 - alpha) * task loss + alpha * T^2 * KL(teacher || student)` (Hinton et al. 2015, section 2).
 
         `alpha` is the teacher's share. Multi-label heads take the Bernoulli KL; regression takes the squared error
-        between the two outputs, to which no temperature applies.
+        between the two outputs, to which no temperature applies. A task without labels learns from the teacher alone.
         """
-        options: dict[str, Any] = {} if task.default_loss is logit_mse else {"temperature": temperature}
+        tempered = "temperature" in inspect.signature(task.default_loss).parameters
+        options: dict[str, Any] = {"temperature": temperature} if tempered else {}
+        if not task.labelled:
+            return cls([Logits(task.default_loss, **options)])
         return cls([TaskLoss(weight=1 - alpha), Logits(task.default_loss, weight=alpha, **options)])
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term with a positive weight asks for targets."""
         return any(term.needs_teacher and term.weight > 0 for term in self.terms)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The outputs beside the logits that the terms read of both models."""
+        return tuple(dict.fromkeys(name for term in self.active for name in term.fields))
 
     @property
     def active(self) -> tuple[Term, ...]:

@@ -30,7 +30,7 @@ from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
 from hfdistill.tasks import Classes, Task, named_task, task_of
 from hfdistill.teachers import LiveTeacher, Targets, Teacher
-from hfdistill.views import TEACHER_PREFIX, RawCollator, Views, as_mapping, model_loss
+from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_mapping, fields_of, model_loss
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         example = first_example(self.train_dataset)
         self.task = named_task(task) if task is not None else task_of(contract.bare(self.model), label_of(example))
-        if self.args.label_names is None:
+        if self.args.label_names is None or not self.task.label_names:
             self.label_names = list(self.task.label_names)
         self._objective_given = objective
         self._choose_objective()
@@ -111,7 +111,7 @@ class DistillationTrainer(Trainer):
                 )
             return None
         contract.check_distinct(self.model, teacher)
-        contract.check_trained(teacher)
+        contract.check_trained(teacher, unread=self.task.unread)
         contract.check_same_problem(self.model, teacher)
         columns = None
         if self.task.classes is Classes.NAMED:
@@ -120,7 +120,7 @@ class DistillationTrainer(Trainer):
             if alignment.notice:
                 logger.warning("Classes: %s.", alignment.notice)
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return LiveTeacher(prepared, columns, self.task.logits)
+        return LiveTeacher(prepared, columns, self.task.logits, self.objective.fields)
 
     def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:
         if any(key.startswith(TEACHER_PREFIX) for key in example):
@@ -203,7 +203,7 @@ class DistillationTrainer(Trainer):
             total = self._training_total(context, num_items_in_batch)
         else:
             total = self._evaluation_total(context)
-        return (total, as_mapping(outputs, context.logits)) if return_outputs else total
+        return (total, as_mapping(outputs, context.logits, self.task)) if return_outputs else total
 
     def outputs_and_context(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, StepContext]:
         """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
@@ -212,7 +212,8 @@ class DistillationTrainer(Trainer):
         outputs = model(**self.views.student(inputs))
         logits = self.task.logits(outputs, inputs)
         rows = self.task.rows(inputs)
-        return outputs, StepContext(logits, targets, rows, self.task, model_loss=model_loss(outputs, self.task))
+        own_loss, fields = model_loss(outputs, self.task), fields_of(outputs, self.objective.fields)
+        return outputs, StepContext(logits, targets, rows, self.task, model_loss=own_loss, fields=fields)
 
     def _targets(self, inputs: Mapping[str, Any]) -> Targets | None:
         if self.teacher is None or not self.objective.needs_teacher:
@@ -273,6 +274,9 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
         """Trainer's step; without labels the student alone predicts."""
+        if not self.label_names:
+            # Such tasks have no label column; this is how Trainer is told to score a batch all the same.
+            inputs = {**inputs, RETURN_LOSS: True}
         if all(inputs.get(name) is not None for name in self.label_names):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
@@ -280,7 +284,7 @@ class DistillationTrainer(Trainer):
             outputs = model(**self.views.student(inputs))
         if prediction_loss_only:
             return None, None, None
-        given = as_mapping(outputs, self.task.logits(outputs, inputs))
+        given = as_mapping(outputs, self.task.logits(outputs, inputs), self.task)
         ignored = {"loss", *(contract.keys_ignored_at_inference(self.model) if ignore_keys is None else ignore_keys)}
         kept = tuple(value for key, value in given.items() if key not in ignored)
         detached: Any = nested_detach(kept[0] if len(kept) == 1 else kept)  # type: ignore[no-untyped-call]

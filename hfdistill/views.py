@@ -15,8 +15,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from hfdistill.contract import bare
 from hfdistill.errors import HfDistillError
 from hfdistill.tasks import Task
+from hfdistill.tasks.layouts import output_field
 
 TEACHER_PREFIX = "teacher_"
+# Asks some models for a loss that would be computed beside ours.
+RETURN_LOSS = "return_loss"
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -66,7 +69,8 @@ class Views:
         return self._chosen(own or batch, self.teacher_names, "teacher")
 
     def _chosen(self, batch: Mapping[str, Any], names: Sequence[str], role: str) -> dict[str, Any]:
-        keys = [key for key in batch if key not in self.label_names and (not names or key in names)]
+        unread = (*self.label_names, RETURN_LOSS)
+        keys = [key for key in batch if key not in unread and (not names or key in names)]
         if not keys:
             raise HfDistillError(
                 f"No column of the batch ({', '.join(batch)}) is an input of the {role} ({', '.join(names)}); rename "
@@ -76,7 +80,7 @@ class Views:
         if "use_cache" in names:
             # Training and teaching never go on from a former call, and a cache holds every layer's keys and values.
             chosen.setdefault("use_cache", False)
-        model, labels = self._models[role], batch.get(self.label_names[0])
+        model, labels = self._models[role], batch.get(self.label_names[0]) if self.label_names else None
         if "decoder_input_ids" in names and "decoder_input_ids" not in chosen and model is not None:
             chosen.update(decoder_inputs(bare(model), labels))
         return chosen
@@ -101,8 +105,15 @@ def model_loss(outputs: Any, task: Task) -> torch.Tensor | None:
     return outputs.get("loss") if task.loss_inside and isinstance(outputs, Mapping) else None
 
 
-def as_mapping(outputs: Any, logits: torch.Tensor) -> Mapping[str, Any]:
-    """A model's outputs by name, as Trainer's evaluation reads them."""
+def fields_of(outputs: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The outputs of those names; raises HfDistillError for one that is not there."""
+    return {name: output_field(outputs, name) for name in names}
+
+
+def as_mapping(outputs: Any, logits: torch.Tensor, task: Task) -> Mapping[str, Any]:
+    """A model's outputs by name, as Trainer's evaluation reads them: those that the task keeps."""
+    if task.predictions:
+        return {name: logits if name == "logits" else output_field(outputs, name) for name in task.predictions}
     return outputs if isinstance(outputs, Mapping) else {"logits": logits}
 
 

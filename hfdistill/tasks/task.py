@@ -26,6 +26,7 @@ class Classes(Enum):
     VOCABULARY = "tokens of a vocabulary"
     PLACES = "places in the input, such as tokens or choices, the same for both models"
     VALUES = "real numbers"
+    COORDINATES = "coordinates of an embedding, of any width that the loss allows"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Task:
     `default_loss` is the divergence that fits the head's outputs. `label_loss(logits, labels, label_smoothing)` gives
     one value a row, in nats or squared units; None where only the model itself can compute it (detection): its mean
     over the batch is then taken for each example. `layout` says which outputs are logits and how they fall into rows.
-    `auto_classes` are the names of the Transformers auto classes that load such heads.
+    `auto_classes` are the names of the Transformers auto classes that load such heads. `labelled` is False where there
+    is nothing but a teacher to learn from. `predictions` are the outputs that evaluation keeps, all of them by default;
+    `logits` there stands for what the layout reads. `unread` begins the names of parameters without a say in the
+    logits, which may be untrained.
     """
 
     name: str
@@ -46,11 +50,14 @@ class Task:
     integer_labels: bool = True
     classes: Classes = Classes.NAMED
     auto_classes: tuple[str, ...] = ()
+    labelled: bool = True
+    predictions: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def loss_inside(self) -> bool:
         """Whether the model has to be given the labels, because only it can compute the loss against them."""
-        return self.label_loss is None
+        return self.label_loss is None and self.labelled
 
     def rows(self, inputs: Mapping[str, Any]) -> BatchRows:
         """Rows of a micro-batch, from its inputs alone; errors name the labels that do not fit."""

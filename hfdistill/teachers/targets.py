@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +11,13 @@ import torch
 
 @dataclass(frozen=True)
 class Targets:
-    """A teacher's outputs for one batch, in the student's order of classes, without gradient."""
+    """A teacher's outputs for one batch, in the student's order of classes, without gradient.
+
+    `fields` are the further outputs that the objective's terms have asked for, by name.
+    """
 
     logits: torch.Tensor
+    fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Teacher(Protocol):
