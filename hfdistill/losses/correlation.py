@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
@@ -24,7 +25,8 @@ def dist(
     T^2 (beta inter_i + gamma intra), Y = softmax(z / T); inter_i = 1 - Pearson over classes of row i;
     intra = 1 - mean over classes of Pearson over rows. Every row carries the same share of intra, so the mean over rows
     is the published loss. A row or class without variation counts as correlation 0, without gradient. A correlation
-    ignores scale, so the published T^2 makes the gradient grow with T: lower the weight when you raise T.
+    ignores scale, so the published T^2 makes the gradient grow with T: lower the weight when you raise T. A class whose
+    logits are -inf on both sides is left out.
     Shapes (rows, classes), (rows, classes) -> (rows,); no unit, at most 2 T^2 (beta + gamma).
     Domain: 3 classes or more; 3 rows or more unless gamma is 0; beta and gamma >= 0 and not both 0; T > 0. With
     `standardized`, z is `standardize(z)`.
@@ -35,8 +37,10 @@ def dist(
     require_one_weight(beta=beta, gamma=gamma)
     student, teacher = scaled_pair("dist", student, teacher, temperature, standardized)
     prob_s, prob_t = softmax(student, -1), softmax(teacher, -1)
-    rows = beta * (1 - correlation(prob_s, prob_t, -1))
+    present = (student > -torch.inf) | (teacher > -torch.inf)
+    rows = beta * (1 - correlation(prob_s, prob_t, -1, present))
     if gamma > 0:
         require_rows("dist with its intra-class part (gamma above 0)", student.shape[0], least=3)
-        rows = rows + gamma * (1 - correlation(prob_s, prob_t, 0).mean())
+        # A class that nobody has does not vary, so it adds nothing to the sum.
+        rows = rows + gamma * (1 - correlation(prob_s, prob_t, 0).sum() / present.any(0).sum())
     return temperature**2 * rows

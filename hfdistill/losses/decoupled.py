@@ -81,6 +81,6 @@ def normalized_kd(
     log_q_s = log_softmax(student, -1).gather(-1, index).squeeze(-1)
     log_h_s = log_softmax(_without_label(student / temperature, index), -1)
     h_t = log_softmax(_without_label(teacher / temperature, index), -1).exp()
-    # The label's own entry is 0 * -inf; a class the teacher lacks may be the same.
+    # The label's own entry is 0 * -inf; a class the teacher lacks may be the same, and be the label.
     non_target = (h_t * torch.where(h_t > 0, log_h_s, 0.0)).sum(-1)
-    return -q_t * log_q_s - gamma * temperature**2 * non_target
+    return -q_t * torch.where(q_t > 0, log_q_s, 0.0) - gamma * temperature**2 * non_target

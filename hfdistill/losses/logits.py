@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -14,14 +15,17 @@ def logit_mse(student: Tensor, teacher: Tensor, *, standardized: bool = False) -
 
     mean_c (z_s - z_t)^2; a mean over classes, so its size does not grow with their number.
     Shapes (rows, classes), (rows, classes) -> (rows,); squared logits.
-    Domain: 1 class or more; finite logits. With `standardized`, z is `standardize(z)`, for 3 classes or more.
+    Domain: 1 class or more; a class that is -inf on both sides is left out, one that is -inf on one side is infinitely
+    far. With `standardized`, z is `standardize(z)`, for 3 classes or more.
     Errors: ValueError for unequal shapes or too few classes; TypeError for integer logits.
     Source: Ba and Caruana, arXiv 1312.6184, section 2.3; Kim et al., arXiv 2105.08919, section 3.
     """
     student, teacher = logit_pair("logit_mse", student, teacher)
     if standardized:
         student, teacher = standardize(student), standardize(teacher)
-    return (student - teacher).square().mean(-1)
+    absent = (student == -torch.inf) & (teacher == -torch.inf)
+    squared = torch.where(absent, 0.0, student - teacher).square()
+    return squared.sum(-1) / (~absent).sum(-1).clamp(min=1)
 
 
 def hard_label(student: Tensor, teacher: Tensor) -> Tensor:
