@@ -45,14 +45,21 @@ class Changes:
             AREA[0] + (AREA[1] - AREA[0]) * area,
             torch.exp(low + (high - low) * ratio),
             (flip < 0.5) & (FLIP in self.kinds),
+            self._keys(rows.numpy()),
         )
 
     def _uniform(self, rows: NDArray[np.int64], count: int) -> list[NDArray[np.float64]]:
         """`count` numbers in [0, 1) a row: SplitMix64 (Steele et al. 2014) of seed, epoch, row and place."""
+        return _between_0_and_1(self._keys(rows), count)
+
+    def _keys(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         mixed = _mixed(np.uint64(self.seed) + np.zeros(len(rows), np.uint64))
         mixed = _mixed(mixed ^ np.uint64(int(self.epoch)))
-        mixed = _mixed(mixed ^ rows.astype(np.uint64))
-        return [(_mixed(mixed ^ np.uint64(place)) >> np.uint64(11)) / 2.0**53 for place in range(count)]
+        return _mixed(mixed ^ rows.astype(np.uint64))
+
+
+def _between_0_and_1(keys: NDArray[np.uint64], count: int) -> list[NDArray[np.float64]]:
+    return [(_mixed(keys ^ np.uint64(place)) >> np.uint64(11)) / 2.0**53 for place in range(count)]
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -65,13 +72,22 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Draws:
-    """What to do to each row: `places` (rows, 2) in [0, 1) down and across, `areas` and `ratios`, `flips`."""
+    """What to do to each row: `places` (rows, 2) in [0, 1) down and across, `areas` and `ratios`, `flips`.
+
+    `keys` (rows,) are what all of it was drawn from, for those who need more numbers.
+    """
 
     kinds: tuple[str, ...]
     places: Tensor
     areas: Tensor
     ratios: Tensor
     flips: Tensor
+    keys: NDArray[np.uint64]
+
+    def by_place(self, places: int, count: int) -> list[Tensor]:
+        """`count` tensors (rows, places) of numbers in [0, 1), such as one for each token."""
+        keys = _mixed(self.keys[:, None] ^ np.arange(1, places + 1, dtype=np.uint64)[None])
+        return [torch.from_numpy(numbers) for numbers in _between_0_and_1(keys, count)]
 
     def of_tensors(self, images: Tensor, black: Tensor) -> Tensor:
         """Crop and flip processed images (rows, channels, height, width); `black` is a processed black pixel."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hfdistill.data.changes import Changes, Draws
+from hfdistill.data.labels import UNLABELLED
 
 STUDENT, TEACHER = "student", "teacher"
 
@@ -52,7 +53,12 @@ class Examples(Dataset[dict[str, Tensor]]):
             for prefix, view in self.views.items()
             for name, value in self.source.batch(rows, view, draws).items()
         }
-        return batch if self.labels is None else batch | {"labels": self.labels[rows]}
+        if self.labels is None:
+            return batch
+        if "labels" in batch:  # of tokens; the rows' own labels then only say which of these may be used
+            batch["labels"][self.labels[rows] == UNLABELLED] = UNLABELLED
+            return batch
+        return batch | {"labels": self.labels[rows]}
 
     def changed_by(self, seed: int) -> Examples:
         """The same rows with changes drawn from another seed."""

@@ -19,6 +19,8 @@ SINGLE = "single_label_classification"
 MULTI = "multi_label_classification"
 REGRESSION = "regression"
 UNLABELLED = -100
+LANGUAGE_TASKS = ("causal_lm", "masked_lm")
+TOKEN_TASKS = (*LANGUAGE_TASKS, "token_classification")
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,30 @@ class LabelSpace:
 
     def config_settings(self) -> dict[str, Any]:
         """What a Transformers config needs to know of it."""
+        if not self.names:
+            return {}
         id2label = dict(enumerate(self.names))
+        if self.token_level:
+            return {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         return {
             "id2label": id2label,
             "label2id": {name: index for index, name in id2label.items()},
             "problem_type": self.problem_type,
         }
 
+    @property
+    def token_level(self) -> bool:
+        """Whether labels belong to tokens; a row then holds a mark of at least 0 instead of a label, or -100."""
+        return self.problem_type in TOKEN_TASKS
+
+    @property
+    def whole_numbers(self) -> bool:
+        """Whether a row's label, or mark, is a whole number, and -100 where it has none."""
+        return self.problem_type == SINGLE or self.token_level
+
     def missing(self) -> Any:
         """The label of a row that has none."""
-        if self.problem_type == SINGLE:
+        if self.whole_numbers:
             return UNLABELLED
         return math.nan if len(self.names) == 1 else [math.nan] * len(self.names)
 

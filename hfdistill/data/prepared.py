@@ -11,8 +11,12 @@ import torch
 from hfdistill.data.changes import Changes
 from hfdistill.data.examples import STUDENT, TEACHER, Examples, Source
 from hfdistill.data.images import MEMORY, ImageView, Progress, image_source
-from hfdistill.data.splits import IMAGE, Split, TaskData
+from hfdistill.data.labels import LANGUAGE_TASKS
+from hfdistill.data.language import block_source
+from hfdistill.data.splits import IMAGE, TEXT, Split, TaskData
+from hfdistill.data.tags import TagReader
 from hfdistill.data.texts import TextView, text_source
+from hfdistill.errors import HfDistillError
 
 View = ImageView | TextView
 
@@ -32,7 +36,7 @@ class PreparedData:
         every = self.data.section.teacher_labels == "all"
         labels = self.data.train.labels if every else self.data.masked_labels()
         examples = self._train(labels, {"": self._own(TEACHER)})
-        return examples if every else examples.among(self.data.labelled)
+        return examples if every else self._labelled(examples)
 
     def student_train(self) -> Examples:
         """What the student is distilled on: every row, labelled or not, seen by both."""
@@ -40,7 +44,7 @@ class PreparedData:
 
     def control_train(self) -> Examples:
         """What a student without a teacher can learn from: the labelled rows."""
-        return self._train(self.data.masked_labels(), {"": self._own(STUDENT)}).among(self.data.labelled)
+        return self._labelled(self._train(self.data.masked_labels(), {"": self._own(STUDENT)}))
 
     def evaluation(self, split: str, role: str) -> Examples:
         """The rows of "validation" or "test" as one model sees them; with `role` "both" as both do."""
@@ -48,12 +52,23 @@ class PreparedData:
             split
         ]
         views = self._views() if role == "both" else {"": self._own(role)}
-        return Examples(source, part.labels, views, torch.arange(len(part)))
+        labels = None if self.data.space.problem_type in LANGUAGE_TASKS else part.labels
+        return Examples(source, labels, views, torch.arange(len(source)))
 
     def _train(self, labels: torch.Tensor, views: Mapping[str, str]) -> Examples:
-        kinds = tuple(self.data.section.augment)
-        rows = torch.arange(len(self.data.train))
-        return Examples(self.train, labels, views, rows, Changes(kinds) if kinds else None)
+        language = self.data.space.problem_type in LANGUAGE_TASKS
+        changes = self.data.section.augment or self.data.space.problem_type == "masked_lm"
+        return Examples(
+            self.train,
+            None if language else labels,
+            views,
+            torch.arange(len(self.train)),
+            Changes(tuple(self.data.section.augment)) if changes else None,
+        )
+
+    def _labelled(self, examples: Examples) -> Examples:
+        """Only rows with a label; blocks of running text all have theirs, and are not the rows of the data."""
+        return examples if bool(self.data.labelled.all()) else examples.among(self.data.labelled)
 
     def _own(self, role: str) -> str:
         return STUDENT if self.shared else role
@@ -71,7 +86,17 @@ def prepare(data: TaskData, student: View, teacher: View | None, bar: Progress) 
         if data.kind == IMAGE:
             budget = MEMORY * len(split) // total
             return image_source(split.dataset, data.columns[0], views, budget, augment, bar)
-        return text_source(split.dataset, data.columns, views, bar)
+        if data.kind == TEXT:
+            return text_source(split.dataset, data.columns, views, bar)
+        if teacher is not None or not isinstance(student, TextView):
+            raise HfDistillError(
+                f"Student and teacher have different tokenizers, or cut at different lengths; for {data.kind} both "
+                "have to read the same tokens. Give both one tokenizer (student.processor) and set data.max_length."
+            )
+        if isinstance(data.reader, TagReader):
+            return data.reader.source(split.dataset, student, STUDENT, bar)
+        probability = data.section.mask_probability if data.kind == "masked_lm" else None
+        return block_source(split.dataset, data.columns, student, probability, bar)
 
     train = source(data.train, tuple(data.section.augment))
     validation = source(data.validation, ())

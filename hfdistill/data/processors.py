@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoTokenizer, ByT5Tokenizer, PreTrainedConfig
 
 from hfdistill.contract import processing_differences
 from hfdistill.data.images import ImageView, read_image, shrunk
+from hfdistill.data.labels import LANGUAGE_TASKS
 from hfdistill.data.prepared import View
 from hfdistill.data.splits import IMAGE, TaskData
 from hfdistill.data.texts import TextView
@@ -17,6 +18,10 @@ from hfdistill.recipe import RecipeError, StudentSection, TeacherSection
 
 SAMPLE = 1000
 """Train images from which mean and standard deviation of the pixels are taken."""
+BYTES = "bytes"
+"""As a processor's name: the bytes of UTF-8 as tokens (ByT5), which needs no file; 384 tokens."""
+BLOCK = 512
+"""Tokens of a block of running text, where nobody says."""
 LONGEST = 100_000
 """A tokenizer's model_max_length above this means that nobody has set it."""
 
@@ -106,9 +111,9 @@ def _text_view(name: str | None, revision: str | None, role: str, config: PreTra
     if name is None:
         raise RecipeError(
             f"{role}.processor: a model built from a config has no tokenizer; name the Hub id or folder of one, "
-            "such as bert-base-uncased."
+            "such as bert-base-uncased, or 'bytes'."
         )
-    tokenizer = _loaded(AutoTokenizer, name, revision, role)
+    tokenizer = ByT5Tokenizer() if name == BYTES else _loaded(AutoTokenizer, name, revision, role)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return TextView(tokenizer, _max_length(tokenizer, config, data))
@@ -119,5 +124,7 @@ def _max_length(tokenizer: Any, config: PreTrainedConfig, data: TaskData) -> int
     limits = [data.section.max_length, config.to_dict().get("max_position_embeddings")]
     if tokenizer.model_max_length < LONGEST:
         limits.append(tokenizer.model_max_length)
+    if data.section.max_length is None and data.kind in LANGUAGE_TASKS:
+        limits.append(BLOCK)
     known = [int(limit) for limit in limits if limit is not None]
-    return min(known) if known else 512
+    return min(known) if known else BLOCK

@@ -20,7 +20,8 @@ BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-EMBEDDED = "digits"
+DIGITS, PYDOC_TOPICS = "digits", "pydoc_topics"
+"""The embedded data sets."""
 
 
 def load_splits(section: DataSection) -> dict[str, datasets.Dataset]:
@@ -84,10 +85,14 @@ def _reason(error: Exception) -> str:
 def _loaded(section: DataSection) -> datasets.DatasetDict | datasets.Dataset:
     if isinstance(section.dataset, dict):
         return _from_files(section.dataset)
-    if section.dataset == EMBEDDED:
+    if section.dataset == DIGITS:
         from hfdistill.data.digits import digits
 
         return digits()
+    if section.dataset == PYDOC_TOPICS:
+        from hfdistill.data.pydoc_topics import pydoc_topics
+
+        return pydoc_topics()
     path = Path(section.dataset).expanduser()
     if path.is_file():
         return _from_files({section.train_split: str(path)})

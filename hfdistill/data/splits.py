@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -12,12 +12,24 @@ import torch
 from torch import Tensor
 
 from hfdistill.data.labels import SINGLE, UNLABELLED, LabelReader, LabelSpace, check_columns
+from hfdistill.data.language import DocumentReader
 from hfdistill.data.sampling import Indices, stratified
 from hfdistill.data.sources import load_splits
+from hfdistill.data.tags import TagReader
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection, RecipeError
 
-IMAGE, TEXT = "image", "text"
+IMAGE, TEXT, TAGS = "image", "text", "token_classification"
+
+
+class Reader(Protocol):
+    """Reads the labels of a split."""
+
+    space: LabelSpace
+
+    def __call__(self, dataset: datasets.Dataset, split: str, *, allow_missing: bool) -> Tensor:
+        """A label, or a mark, for each row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class Split:
 class TaskData:
     """What the recipe's data section describes.
 
-    `kind` is image or text, `columns` the columns read, `labelled` marks the rows of `train` whose labels are used, and
-    `notices` tell what a reader of the results has to know.
+    `kind` is image or text, or the task of a head over tokens; `columns` are those read, `labelled` marks the rows of
+    `train` whose labels are used, and `notices` tell what a reader of the results has to know.
     """
 
     section: DataSection
@@ -52,6 +64,7 @@ class TaskData:
     test: Split
     labelled: Tensor
     notices: tuple[str, ...]
+    reader: Reader
 
     def masked_labels(self) -> Tensor:
         """The train split's labels, with those that are not used taken away."""
@@ -66,11 +79,10 @@ def read_data(section: DataSection, known_names: Sequence[str] | None = None) ->
     Errors: RecipeError for keys that do not fit the data, HfDistillError for rows that cannot be used.
     """
     raw = load_splits(section)
-    kind, columns = _inputs(raw[section.train_split], section)
-    reader = LabelReader(raw[section.train_split], section, known_names)
+    kind, columns, reader = _reading(raw[section.train_split], section, known_names)
 
     def labelled_split(name: str) -> Split:
-        check_columns(raw[name], columns, f"data.{kind}_column{'s' if kind == TEXT else ''}")
+        check_columns(raw[name], columns, "data.image_column" if kind == IMAGE else "data.text_columns")
         return Split(raw[name], reader(raw[name], name, allow_missing=name == section.train_split))
 
     notices: list[str] = []
@@ -98,7 +110,22 @@ def read_data(section: DataSection, known_names: Sequence[str] | None = None) ->
         notices.append(f"{len(train) - rest} labelled rows; the other {rest} are learnt from the teacher alone")
         if section.labelled is not None and section.teacher_labels == "all":
             notices.append("the teacher is trained on all labels, so part of a gain is its data")
-    return TaskData(section, kind, columns, reader.space, train, validation, test, labelled, tuple(notices))
+    return TaskData(section, kind, columns, reader.space, train, validation, test, labelled, tuple(notices), reader)
+
+
+def _reading(
+    train: datasets.Dataset, section: DataSection, known_names: Sequence[str] | None
+) -> tuple[str, tuple[str, ...], Reader]:
+    """The kind of input, its columns, and what reads the labels: those of rows, or of the tokens in them."""
+    if section.task == TAGS:
+        tags = TagReader(train, section, known_names)
+        return TAGS, (tags.words,), tags
+    kind, columns = _inputs(train, section)
+    if section.task is None:
+        return kind, columns, LabelReader(train, section, known_names)
+    if kind == IMAGE:
+        raise RecipeError(f"data.task: {section.task} reads text, and the data holds images in {columns[0]!r}.")
+    return section.task, columns, DocumentReader(section.task, columns)
 
 
 def _inputs(dataset: datasets.Dataset, section: DataSection) -> tuple[str, tuple[str, ...]]:
@@ -135,7 +162,7 @@ def _is_text(feature: Any) -> bool:
 
 def _known(split: Split, space: LabelSpace) -> Tensor:
     """Which rows have a label."""
-    if space.problem_type == SINGLE:
+    if space.whole_numbers:
         return split.labels != UNLABELLED
     return ~torch.isnan(split.labels).reshape(len(split), -1).any(dim=1)
 

@@ -73,11 +73,12 @@ def text_source(
     dataset: datasets.Dataset, columns: Sequence[str], views: Mapping[str, TextView], bar: Progress
 ) -> Texts:
     """Tokenise one text column, or two as pairs."""
-    texts = [_checked(dataset, column) for column in columns]
+    texts = [texts_of(dataset, column) for column in columns]
     return Texts({name: _tokens(texts, view, bar) for name, view in views.items()})
 
 
-def _checked(dataset: datasets.Dataset, column: str) -> list[str]:
+def texts_of(dataset: datasets.Dataset, column: str) -> list[str]:
+    """A column of texts. Errors: HfDistillError naming the row of anything else."""
     texts: list[Any] = dataset.with_format(None)[column][:]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
@@ -99,10 +100,17 @@ def _tokens(texts: Sequence[list[str]], view: TextView, bar: Progress) -> Tokens
             if name != "attention_mask":
                 flat = np.fromiter((value for entries in encoded[name] for value in entries), np.int32)
                 pieces.setdefault(name, []).append(flat)
-    padding = {"input_ids": view.tokenizer.pad_token_id, "token_type_ids": view.tokenizer.pad_token_type_id}
+    return flat_tokens(pieces, lengths, view.tokenizer, {})
+
+
+def flat_tokens(
+    pieces: Mapping[str, Sequence[NDArray[np.int32]]], lengths: Sequence[int], tokenizer: Any, more: Mapping[str, int]
+) -> Tokens:
+    """Texts of so many tokens from their columns; `more` pads columns that the tokenizer knows nothing of."""
+    padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, **more}
     return Tokens(
         {name: np.concatenate(parts) for name, parts in pieces.items() if name in padding},
         np.concatenate([[0], np.cumsum(lengths)]),
         padding,
-        view.tokenizer.padding_side == "left",
+        tokenizer.padding_side == "left",
     )

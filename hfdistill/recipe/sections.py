@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hfdistill.objective import Objective
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+TokenTask = Literal["causal_lm", "masked_lm", "token_classification"]
 Augmentation = Literal["random_crop", "horizontal_flip", "random_resized_crop"]
 
 
@@ -108,7 +109,9 @@ class DataSection:
     image_column: str | None = None
     text_columns: str | list[str] | None = None
     label_column: str | list[str] = "label"
+    task: TokenTask | None = None
     problem_type: ProblemType | None = None
+    mask_probability: float = 0.15
     max_length: int | None = None
     image_size: int | list[int] | None = None
     image_mean: list[float] | None = None
@@ -121,10 +124,11 @@ class DataSection:
     max_eval_samples: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validation_fraction", "test_fraction"):
+        self._check_task()
+        for name in ("validation_fraction", "test_fraction", "mask_probability"):
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction < 1:
-                raise RecipeError(f"data.{name}: got {fraction}, expected a share of the train split between 0 and 1.")
+                raise RecipeError(f"data.{name}: got {fraction}, expected a share between 0 and 1.")
         for name in ("labelled", "max_train_samples", "max_eval_samples", "max_length"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -141,6 +145,18 @@ class DataSection:
             raise RecipeError(
                 "data.test_fraction: a test_split is named too; set data.test_split to null to carve one."
             )
+
+    def _check_task(self) -> None:
+        if self.task is None:
+            return
+        if self.problem_type is not None:
+            raise RecipeError(
+                f"data.problem_type: it is for classifiers, and data.task is {self.task}; set it to null."
+            )
+        if self.image_column is not None:
+            raise RecipeError(f"data.image_column: {self.task} reads text; name data.text_columns.")
+        if self.task != "token_classification" and self.labelled is not None:
+            raise RecipeError(f"data.labelled: the text itself is the label of {self.task}; set max_train_samples.")
 
 
 @dataclass(frozen=True)

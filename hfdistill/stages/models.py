@@ -10,15 +10,18 @@ from typing import Any
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     set_seed,
 )
 
 from hfdistill.data.labels import LabelSpace
-from hfdistill.data.splits import IMAGE
+from hfdistill.data.splits import IMAGE, TAGS, TEXT
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.loading import load_teacher, why_not_loaded
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
@@ -28,7 +31,13 @@ from hfdistill.students import student_from_teacher
 TEACHER_SEED = 42
 """The teacher is trained once, whatever the seeds of the students."""
 
-_AUTO_CLASSES: dict[str, Any] = {IMAGE: AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
+_AUTO_CLASSES: dict[str, Any] = {
+    IMAGE: AutoModelForImageClassification,
+    TEXT: AutoModelForSequenceClassification,
+    TAGS: AutoModelForTokenClassification,
+    "causal_lm": AutoModelForCausalLM,
+    "masked_lm": AutoModelForMaskedLM,
+}
 
 
 def named_config(section: TeacherSection | StudentSection) -> PreTrainedConfig:
@@ -103,7 +112,7 @@ def _from_config(config: PreTrainedConfig, kind: str, space: LabelSpace, path: s
         model: PreTrainedModel = _AUTO_CLASSES[kind].from_config(config)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         first = str(error).strip().split("\n")[0]
-        raise RecipeError(f"{path}: no {kind} classifier can be built from this: {first}") from error
+        raise RecipeError(f"{path}: no model for {kind} can be built from this: {first}") from error
     return model
 
 

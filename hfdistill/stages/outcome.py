@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,12 +30,28 @@ PREDICTIONS = "predictions.safetensors"
 NO_TRAINING = Trained(0.0, 0, 0, [])
 
 
+class Outcome(Protocol):
+    """What a model gives on a split, as it is kept and measured."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to the stage's folder."""
+        ...
+
+    def metrics(self, space: LabelSpace) -> dict[str, float]:
+        """The task's metrics and the mean loss against the labels."""
+        ...
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Logits in the order of the label space, over a split in its order."""
 
     logits: Tensor
     labels: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to the stage's folder."""
+        return {"logits": self.logits, "labels": self.labels}
 
     def metrics(self, space: LabelSpace) -> dict[str, float]:
         """The task's metrics and the mean loss against the labels."""
@@ -68,7 +84,7 @@ def predictions(
 
 
 def finish(
-    stage: Stage, model: PreTrainedModel, config: DistillationConfig | None, test: Predictions, facts: Mapping[str, Any]
+    stage: Stage, model: PreTrainedModel, config: DistillationConfig | None, test: Outcome, facts: Mapping[str, Any]
 ) -> None:
     """Put the stage's folder in place: the trained model (if `config` is given), its predictions, stage.json."""
     with new_folder(stage.folder) as folder:
@@ -77,7 +93,7 @@ def finish(
                 # A pickle of the arguments, with this machine's paths: stage.json says the same in words.
                 if file.name != "training_args.bin":
                     shutil.move(file, folder / file.name)
-        write_tensors(folder / PREDICTIONS, {"logits": test.logits, "labels": test.labels})
+        write_tensors(folder / PREDICTIONS, test.tensors())
         write_json(folder / STAGE_FILE, {**facts, **_size(model, folder if config is not None else None)})
 
 

@@ -28,15 +28,20 @@ from hfdistill.measure import speeds
 from hfdistill.recipe import Recipe
 from hfdistill.stages import models
 from hfdistill.stages.folders import Stage, check_output, outgrown_error, outgrown_stages, planned_stages, remove
-from hfdistill.stages.outcome import NO_TRAINING, Predictions, finish, predictions
+from hfdistill.stages.outcome import NO_TRAINING, Outcome, finish, predictions
 from hfdistill.stages.processes import is_main, process_count, wait_for_all
 from hfdistill.stages.progress import Reporter
+from hfdistill.stages.scores import scores
 from hfdistill.stages.settings import CONTROL, FINETUNED, STUDENT, TEACHER, StageSettings, same_budget, stage_settings
 from hfdistill.stages.training import Lesson, Trained, faults_explained, train
 from hfdistill.views import accepted_names
 
 if TYPE_CHECKING:
     from hfdistill.report import Report
+
+
+SHOWN = ("f1", "accuracy", "f1_micro", "r2", "perplexity", "loss")
+"""Metrics for the line that tells of a finished stage."""
 
 
 def run_recipe(
@@ -203,7 +208,11 @@ class Run:
         config = settings.config(stage.folder)
         space = self.data.space
 
-        def predicted(split: str) -> Predictions:
+        def predicted(split: str) -> Outcome:
+            if space.token_level:
+                teacher = None if stage.name == TEACHER else self.teacher()
+                examples = self.prepared.evaluation(split, STUDENT_VIEW)
+                return scores(model, teacher, examples, config, space)
             examples = self.prepared.evaluation(split, view)
             labels = self.data.test.labels if split == "test" else self.data.validation.labels
             return predictions(model, examples, labels, config, space)
@@ -232,9 +241,7 @@ class Run:
         if is_main():
             finish(stage, model, config if trained.steps else None, test, facts)
         wait_for_all()
-        shown = ", ".join(
-            f"{name} {metrics[name]:.4g}" for name in ("accuracy", "f1_micro", "r2", "loss") if name in metrics
-        )
+        shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
         took = f" in {trained.seconds:.0f} s" if trained.steps else ""
         self.reporter.say(f"  test {shown}{took}")
 

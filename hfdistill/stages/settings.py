@@ -44,7 +44,7 @@ class StageSettings:
 
     def config(self, folder: Path, **changes: Any) -> DistillationConfig:
         """The arguments for a stage that works in `folder`. Errors: RecipeError for what TrainingArguments refuses."""
-        own = {
+        own: dict[str, Any] = {
             "output_dir": str(folder / CHECKPOINTS),
             "remove_unused_columns": False,
             "label_names": ["labels"],

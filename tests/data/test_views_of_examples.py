@@ -58,7 +58,8 @@ def test_images_in_memory_and_from_disk_are_the_same(augment: list[str]) -> None
 
 def test_a_crop_moves_the_image_over_black_by_at_most_an_eighth() -> None:
     image = torch.arange(64.0).reshape(1, 1, 8, 8) + 1
-    draws = Draws(("random_crop",), torch.tensor([[0.0, 0.999]]), torch.ones(1), torch.ones(1), torch.zeros(1).bool())
+    places, flips, keys = torch.tensor([[0.0, 0.999]]), torch.zeros(1).bool(), np.zeros(1, np.uint64)
+    draws = Draws(("random_crop",), places, torch.ones(1), torch.ones(1), flips, keys)
     moved = draws.of_tensors(image, torch.tensor([-7.0]))[0, 0]
     assert (moved[0] == -7).all() and (moved[:, -1] == -7).all()
     assert torch.equal(moved[1:, :-1], image[0, 0, :-1, 1:])

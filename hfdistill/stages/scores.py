@@ -1,0 +1,128 @@
+"""What a model over tokens is worth on a split: sums for each example, from which all numbers of the report follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback
+
+from hfdistill.config import DistillationConfig
+from hfdistill.data import Examples, LabelSpace, whole_batch
+from hfdistill.data.labels import LANGUAGE_TASKS
+from hfdistill.knowledge import StepContext, TaskLoss
+from hfdistill.losses import forward_kl
+from hfdistill.metrics_text import entity_counts, perplexity
+from hfdistill.objective import Objective
+from hfdistill.rows import Rows
+from hfdistill.trainer import DistillationTrainer
+
+ENTITIES = ("true_positive", "predicted", "gold")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Named sums `(examples,)` over a split in its order, in float64."""
+
+    columns: dict[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to the stage's folder."""
+        return self.columns
+
+    def metrics(self, space: LabelSpace) -> dict[str, float]:
+        """The task's metrics and the mean loss against the labels."""
+        sums = {name: float(column.sum()) for name, column in self.columns.items()}
+        loss = sums["loss_sum"] / max(sums["tokens"], 1)
+        found = {"loss": loss, "accuracy": sums["correct"] / max(sums["tokens"], 1)}
+        if space.problem_type in LANGUAGE_TASKS:
+            return found | {"perplexity": perplexity(loss)}
+        return found | {"f1": 2 * sums["true_positive"] / max(sums["predicted"] + sums["gold"], 1)}
+
+
+def scores(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    examples: Examples,
+    config: DistillationConfig,
+    space: LabelSpace,
+) -> Scores:
+    """Score a model on a split, beside its teacher where one is given; nothing but sums is kept of a batch."""
+    trainer = DistillationTrainer(
+        model,
+        config,
+        teacher_model=teacher,
+        objective=Objective([TaskLoss()]) if teacher is None else None,
+        eval_dataset=examples,
+        data_collator=whole_batch,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.model.to(config.device)
+    trainer.model.eval()
+    parts: list[dict[str, Tensor]] = []
+    size = int(config.eval_batch_size)
+    for start in range(0, len(examples), size):
+        places = range(start, min(start + size, len(examples)))
+        inputs = trainer._prepare_inputs(examples.__getitems__(places))
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            _, context = trainer.outputs_and_context(trainer.model, inputs)
+        parts.append(batch_sums(context, len(places), space.names))
+    return Scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def batch_sums(context: StepContext, examples: int, names: Sequence[str]) -> dict[str, Tensor]:
+    """The sums of one batch. Tokens with a label count; against the teacher all that a divergence would look at."""
+    rows, task = context.rows, context.task
+    add = example_sums(rows.every, examples)
+    logits = rows.every(context.logits).float()
+    decided = logits.argmax(-1)
+    labelled = torch.ones_like(decided, dtype=torch.bool) if rows.labelled.valid is None else rows.labelled.valid
+    assert rows.labels is not None, "a split is scored against its labels"
+    loss = torch.where(labelled, task.label_values(context.logits, rows, 0.0, None), 0)
+    right = labelled & (decided == rows.labels)
+    sums = {"loss_sum": add(loss), "tokens": add(labelled), "correct": add(right)}
+    if names:
+        counts = _entities(decided, rows.labels, labelled, rows.every, examples, names)
+        sums |= dict(zip(ENTITIES, counts.unbind(1), strict=True))
+    if context.targets is not None:
+        taught = rows.every(context.targets.logits).float()
+        followed = taught.argmax(-1)
+        teacher_right = labelled & (followed == rows.labels)
+        sums |= {
+            "kl_sum": add(forward_kl(logits, taught, temperature=1.0)),
+            "agree": add(decided == followed),
+            "compared": add(torch.ones_like(decided)),
+            "teacher_wrong_student_right": add(right & ~teacher_right),
+            "teacher_right_student_wrong": add(labelled & ~right & teacher_right),
+        }
+    return {name: column.cpu() for name, column in sums.items()}
+
+
+def example_sums(rows: Rows, examples: int) -> Callable[[Tensor], Tensor]:
+    """A function that sums one value a row for each example, in float64."""
+    owner = example_of(rows, examples)
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.zeros(examples, dtype=torch.float64, device=values.device).index_add(0, owner, values.double())
+
+    return summed
+
+
+def example_of(rows: Rows, examples: int) -> Tensor:
+    """The example that each picked row belongs to: rows lie example by example."""
+    assert rows.index is not None, "tokens are picked"
+    return rows.index // (rows.size // examples)
+
+
+def _entities(
+    decided: Tensor, labels: Tensor, labelled: Tensor, rows: Rows, examples: int, names: Sequence[str]
+) -> Tensor:
+    owner = example_of(rows, examples)
+    counts = torch.zeros(examples, len(ENTITIES), dtype=torch.float64)
+    for example in range(examples):
+        own = (owner == example) & labelled
+        predicted, gold = ([names[place] for place in column[own].tolist()] for column in (decided, labels))
+        counts[example] = torch.tensor(entity_counts(predicted, gold), dtype=torch.float64)
+    return counts
