@@ -8,7 +8,16 @@ import datasets
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ViTImageProcessor,
+)
 
 from tests import tiny
 
@@ -45,6 +54,32 @@ def model_folder(folder: Path, architecture: str, *, layers: int = 2, num_labels
     model.save_pretrained(folder)
     (tokenizer() if architecture in tiny.TEXT else image_processor()).save_pretrained(folder)
     return str(folder)
+
+
+def token_model_folder(folder: Path, task: str) -> str:
+    """A saved tiny model with a head over tokens, and its tokenizer."""
+    small = {"vocab_size": len(WORDS), "pad_token_id": 0}
+    if task == "causal_lm":
+        decoder = GPT2Config(n_embd=16, n_layer=8, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3, **small)
+        model: PreTrainedModel = GPT2LMHeadModel(decoder)
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2, "intermediate_size": 32}
+        encoder = BertConfig(**sizes, max_position_embeddings=64, **small)
+        model = BertForMaskedLM(encoder) if task == "masked_lm" else BertForTokenClassification(encoder)
+    model.save_pretrained(folder)
+    made = tokenizer()
+    made.mask_token = "[UNK]"
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def sentences(rows: int, words: str, tags: str, seed: int = 0) -> datasets.Dataset:
+    """Words of one letter, some of them tagged by what they are."""
+    generator = np.random.default_rng(seed)
+    found = [generator.choice(list("abcdefghijkl"), generator.integers(3, 9)).tolist() for _ in range(rows)]
+    return datasets.Dataset.from_dict(
+        {words: found, tags: [["B-X" if word in "abc" else "O" for word in each] for each in found]}
+    )
 
 
 def pictures(rows: int, image: str = "image", label: str = "label", seed: int = 0) -> datasets.Dataset:

@@ -36,6 +36,8 @@ MODELS: Mapping[str, tuple[str, dict[str, str]]] = {
     "sst2": ("bert", {}),
 }
 """The teacher's stand-in, and what makes the student small; recipes that are not here are small as they are."""
+TOKEN_MODELS = {"conll2003": "token_classification", "wikitext_clm": "causal_lm", "wikitext_mlm": "masked_lm"}
+"""Teachers with a head over tokens."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,11 @@ def changes(name: str, folder: Path) -> dict[str, str]:
         architecture, smaller = MODELS[name]
         teacher = inputs.model_folder(folder / "teacher", architecture, layers=5 if architecture == "bert" else 2)
         found |= {"teacher.model": teacher, **smaller}
+    if name in TOKEN_MODELS:
+        found |= {"teacher.model": inputs.token_model_folder(folder / "teacher", TOKEN_MODELS[name])}
+        found |= {"data.max_length": "16", "training.gradient_accumulation_steps": "1"}
+    if name == "tiny_lm":
+        return found | {"data.max_length": "32", "data.max_train_samples": "4", "data.max_eval_samples": "1"}
     if name == "imagefolder":
         student = inputs.model_folder(folder / "student", "mobilenet_v2", num_labels=7)
         return found | {"student.model": student, "data.dataset": inputs.picture_folder(folder / "pictures")}
@@ -67,6 +74,10 @@ def local_data(recipe: Recipe, folder: Path) -> str:
     splits = [name for name in (section.train_split, section.validation_split, section.test_split) if name is not None]
     columns = section.text_columns
     assert isinstance(section.label_column, str) and not isinstance(columns, str)
+    if section.task == "token_classification":
+        assert columns is not None
+        made = {name: inputs.sentences(30, columns[0], section.label_column, seed) for seed, name in enumerate(splits)}
+        return inputs.data_folder(folder, made)
     made = {
         name: inputs.texts(30, columns, section.label_column, seed=seed)
         if columns is not None
