@@ -32,12 +32,13 @@ class FaultWatch:
         """Look for class indices outside `[0, classes)` other than -100."""
         if rows.labels is None:
             return
-        bad = (rows.labels >= classes).any()
+        outside = (rows.labels < 0) | (rows.labels >= classes)
+        bad = outside.any()
         if rows.labels.device.type == "cpu":
             if bad:
-                raise self._label_error(f"label {int(rows.labels.max())} in {where}", classes)
+                raise self._label_error(f"label {int(rows.labels[outside][0])} in {where}", classes)
             return
-        rows.labels.clamp_(max=classes - 1)
+        rows.labels.clamp_(min=0, max=classes - 1)
         self._remember("labels", bad, step)
 
     def check(self) -> None:
@@ -62,8 +63,8 @@ class FaultWatch:
 
     @staticmethod
     def _label_error(where: str, classes: int | None) -> HfDistillError:
-        expected = "below num_labels" if classes is None else f"from 0 to {classes - 1}"
+        expected = "below the number of classes" if classes is None else f"from 0 to {classes - 1}"
         return HfDistillError(
             f"There is {where}; expected class indices {expected}, or -100 for an unlabelled row. Check the label "
-            "column and the student's num_labels."
+            "column and the number of the student's classes (num_labels, vocab_size)."
         )

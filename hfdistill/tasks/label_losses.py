@@ -7,8 +7,17 @@ from torch.nn import functional
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Cross-entropy against class indices, in nats: logits `(rows, classes)`, labels `(rows,)`, one value a row."""
-    return functional.cross_entropy(wide(logits), labels, reduction="none", label_smoothing=label_smoothing)
+    """Cross-entropy against class indices, in nats: logits `(rows, classes)`, labels `(rows,)`, one value a row.
+
+    Smoothing spreads its share over the classes that are possible, not over those whose logit is -inf (padding).
+    """
+    logits = wide(logits)
+    values = functional.cross_entropy(logits, labels, reduction="none")
+    if label_smoothing == 0:
+        return values
+    possible = logits > -torch.inf
+    surprise = -torch.where(possible, functional.log_softmax(logits, -1), 0.0).sum(-1) / possible.sum(-1)
+    return (1 - label_smoothing) * values + label_smoothing * surprise
 
 
 def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hfdistill.tasks.task import Task
 
 UNLABELLED = -100
-# What stands for minus infinity at a padded place: probability 0, and no NaN in a product with 0.
+# Stands for minus infinity where a loss may multiply a logit by 0, as those of sigmoids do.
 NOWHERE = -1e4
 
 
@@ -62,7 +62,8 @@ class Examples:
             return BatchRows(every, Rows(size, nothing), None)
         if task.integer_labels:
             labels = class_indices(labels, size, task.name)
-            return BatchRows(every, Rows(size, labels != UNLABELLED), labels.clamp(min=0))
+            valid = labels != UNLABELLED
+            return BatchRows(every, Rows(size, valid), labels.where(valid, 0))
         labels = every(labels.float())
         missing = torch.isnan(labels)
         return BatchRows(every, Rows(size, ~missing.any(dim=-1)), labels.masked_fill(missing, 0.0))
@@ -80,10 +81,11 @@ class Examples:
 class Tokens:
     """One distribution a token: `logits` of shape `(examples, tokens, classes)`.
 
-    A token counts where its label is not -100. Without labels every attended token counts, for the teacher alone; with
-    `unlabelled_examples` so does an example of a labelled batch that has no label at all. With `shift` a token's logits
-    are about the next one (decoders), which has to lie in the same sequence of a packed batch (`position_ids` begin
-    anew with each); `shift_labels` are labels shifted already. `decoder` says that the tokens are a decoder's.
+    A token counts where its label is not -100 and it is attended to. Without labels every attended token counts, for
+    the teacher alone; with `unlabelled_examples` so does an example of a labelled batch that has no label at all. With
+    `shift` a token's logits are about the next one (decoders), which has to lie in the same sequence of a packed batch
+    (`position_ids` begin anew with each); `shift_labels` are labels shifted already. `decoder` says that the tokens are
+    a decoder's.
     """
 
     shift: bool = False
@@ -96,42 +98,54 @@ class Tokens:
         shifted = inputs.get("shift_labels") if self.shift else None
         labels = shifted if shifted is not None else inputs.get(task.label_names[0])
         shift = self.shift and shifted is None
+        attended = self._attended(inputs, shift)
         if labels is None:
-            attended = self._attended(inputs, shift)
+            if attended is None:
+                raise HfDistillError(
+                    f"A batch without labels came for {task.name}, and it does not say which tokens there are (keys: "
+                    f"{', '.join(inputs)}); expected {self._names} among them."
+                )
             every = picked(attended)
             nothing = torch.zeros(len(every), dtype=torch.bool, device=attended.device)
             return BatchRows(every, Rows(every.size, nothing, every.index), None)
-        if labels.dim() != 2 or labels.is_floating_point():
-            raise HfDistillError(
-                f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} came for {task.name}; expected an "
-                "integer for each token, (examples, tokens), with -100 where none counts."
-            )
+        labels = token_labels(labels, attended, task.name)
         if shift:
             labels = functional.pad(labels[:, 1:], (0, 1), value=UNLABELLED)
         counted = labels != UNLABELLED
-        if self.unlabelled_examples:
-            counted = counted | (self._attended(inputs, shift) & ~counted.any(dim=1, keepdim=True))
+        if attended is not None:
+            if self.unlabelled_examples:
+                counted = counted | ~counted.any(dim=1, keepdim=True)
+            counted = counted & attended
         every = picked(counted)
         chosen = every(labels).squeeze(-1)
-        valid = (chosen != UNLABELLED) if self.unlabelled_examples else None
-        return BatchRows(every, Rows(every.size, valid, every.index), chosen.clamp(min=0))
+        if not self.unlabelled_examples:
+            return BatchRows(every, every, chosen)
+        valid = chosen != UNLABELLED
+        return BatchRows(every, Rows(every.size, valid, every.index), chosen.where(valid, 0))
 
-    def _attended(self, inputs: Mapping[str, Any], shift: bool) -> torch.Tensor:
-        """Which tokens hold something, `(examples, tokens)`; with `shift`, whose next token does."""
+    @property
+    def _names(self) -> str:
         prefix = "decoder_" if self.decoder else ""
-        mask = inputs.get(prefix + "attention_mask")
-        tokens = inputs.get(prefix + "input_ids")
-        if tokens is None:
-            tokens = inputs.get(prefix + "inputs_embeds")
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        return f"{prefix}input_ids, {prefix}inputs_embeds or {prefix}attention_mask"
+
+    def _tokens(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+        """What holds a token at each place of `(examples, tokens)`, if the batch has it."""
+        prefix = "decoder_" if self.decoder else ""
+        ids, embeddings = inputs.get(prefix + "input_ids"), inputs.get(prefix + "inputs_embeds")
+        return ids if isinstance(ids, torch.Tensor) else embeddings
+
+    def _attended(self, inputs: Mapping[str, Any], shift: bool) -> torch.Tensor | None:
+        """Which tokens hold something, `(examples, tokens)`; with `shift`, whose next token of the sequence does too.
+
+        None where the batch does not say.
+        """
+        tokens, mask = self._tokens(inputs), inputs.get("decoder_attention_mask" if self.decoder else "attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and (tokens is None or mask.shape == tokens.shape[:2]):
             attended = mask.bool()
         elif tokens is not None:
             attended = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         else:
-            raise HfDistillError(
-                f"A batch without labels, {prefix}attention_mask and {prefix}input_ids came (keys: "
-                f"{', '.join(inputs)}); expected one of them, to know which tokens there are."
-            )
+            return None
         if not shift:
             return attended
         following = attended[:, 1:]
@@ -141,8 +155,11 @@ class Tokens:
         return functional.pad(attended[:, :-1] & following, (0, 1), value=False)
 
     def logits(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """As they come."""
-        return output_field(outputs, "logits")
+        """As they come, a distribution for each token of the batch."""
+        logits, tokens = output_field(outputs, "logits"), self._tokens(inputs)
+        if tokens is not None:
+            check_places(logits, tokens.shape[1])
+        return logits
 
     def label_logits(self, logits: torch.Tensor, rows: BatchRows) -> torch.Tensor:
         """The same as the divergence's."""
@@ -153,7 +170,8 @@ class Tokens:
 class Spans:
     """Two distributions an example over its tokens: where an answer starts, and where it ends.
 
-    A label outside the tokens (an answer that was cut off) or on padding does not count; padding has probability 0.
+    A label outside the tokens (an answer that was cut off) or on padding does not count; at padding the logits are -inf,
+    so that its probability is 0.
     """
 
     outputs: tuple[str, str] = ("start_logits", "end_logits")
@@ -179,9 +197,13 @@ class Spans:
     def logits(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Start and end, `(examples, 2, tokens)`."""
         both = torch.stack([output_field(outputs, name) for name in self.outputs], dim=1)
-        mask = inputs.get("attention_mask")
+        tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if isinstance(tokens, torch.Tensor):
+            check_places(both.mT, tokens.shape[1])
         if isinstance(mask, torch.Tensor) and mask.shape == (both.shape[0], both.shape[2]):
-            both = both.masked_fill(~mask.bool()[:, None], NOWHERE)
+            # An example that is nothing but padding keeps its logits: a softmax over nothing is NaN.
+            padding = ~mask.bool() & mask.any(dim=1, keepdim=True)
+            both = both.masked_fill(padding[:, None], -torch.inf)
         return both
 
     def label_logits(self, logits: torch.Tensor, rows: BatchRows) -> torch.Tensor:
@@ -206,6 +228,29 @@ def class_indices(labels: torch.Tensor, size: int, name: str) -> torch.Tensor:
             'config.problem_type = "multi_label_classification", for real numbers "regression".'
         )
     return labels.reshape(size)
+
+
+def token_labels(labels: torch.Tensor, places: torch.Tensor | None, name: str) -> torch.Tensor:
+    """The labels as they are; raises for labels that are not an integer for each token."""
+    fits = places is None or labels.shape == places.shape
+    if labels.dim() != 2 or labels.is_floating_point() or not fits:
+        expected = "(examples, tokens)" if places is None else f"{tuple(places.shape)}"
+        raise HfDistillError(
+            f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} came for {name}; expected an integer for "
+            f"each token, {expected}, with {UNLABELLED} where none counts. Does the collator pad labels as it pads "
+            "tokens?"
+        )
+    return labels
+
+
+def check_places(logits: torch.Tensor, tokens: int) -> None:
+    """Refuse logits that are not one distribution a token."""
+    if logits.dim() != 3 or logits.shape[1] != tokens:
+        raise HfDistillError(
+            f"The model gave logits of shape {tuple(logits.shape)} for {tokens} tokens an example; expected one "
+            "distribution a token. Where a model sets further places before or among them (virtual tokens, pictures), "
+            "pass task= with a layout that cuts those off."
+        )
 
 
 def output_field(outputs: Any, name: str) -> torch.Tensor:
