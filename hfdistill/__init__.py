@@ -15,6 +15,7 @@ from hfdistill._version import __version__ as __version__
 _MODULES = {
     "DistillationConfig": "config",
     "DistillationTrainer": "trainer",
+    "Embeddings": "embeddings",
     "HfDistillError": "errors",
     "Logits": "knowledge",
     "Objective": "objective",
@@ -26,6 +27,7 @@ __all__ = sorted(_MODULES)
 
 if TYPE_CHECKING:
     from hfdistill.config import DistillationConfig as DistillationConfig
+    from hfdistill.embeddings import Embeddings as Embeddings
     from hfdistill.errors import HfDistillError as HfDistillError
     from hfdistill.knowledge import Logits as Logits
     from hfdistill.knowledge import TaskLoss as TaskLoss

@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from hfdistill._atomic import write_text
 from hfdistill.citations import BIBTEX, DISTILLATION, SOURCES, STANDARDIZED
 from hfdistill.errors import HfDistillError
-from hfdistill.knowledge import Logits, loss_name
+from hfdistill.knowledge import Comparison, loss_name
 from hfdistill.objective import Objective
 
 TAGS = ("knowledge-distillation", "hfdistill")
@@ -91,7 +91,7 @@ def term_facts(objective: Objective) -> tuple[TermFacts, ...]:
     """The terms of an objective with a positive weight, each option with its value, defaults included."""
     facts = []
     for term in objective.terms:
-        if isinstance(term, Logits):
+        if isinstance(term, Comparison):
             parameters = list(inspect.signature(term.loss).parameters.values())[2:]
             defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
             facts.append(TermFacts(term.name, term.weight, loss_name(term.loss), defaults | term.options))

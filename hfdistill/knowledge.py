@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from hfdistill.errors import HfDistillError, nearest
-from hfdistill.losses import LOSSES, check_classes, forward_kl
+from hfdistill.losses import LOSSES, bernoulli_kl, check_classes, forward_kl
 from hfdistill.rows import BatchRows
 from hfdistill.tasks import Classes, Task
+from hfdistill.tasks.embeddings import encoder_width
+from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
 from hfdistill.teachers import Targets
 
 Loss = Callable[..., torch.Tensor]
@@ -103,8 +106,8 @@ class TaskLoss:
             )
 
 
-class Logits:
-    """What the teacher says: a divergence between the student's and the teacher's logits.
+class Comparison:
+    """A loss between something that the student gives and the same of the teacher: what such terms share.
 
     `loss` is a name in `hfdistill.losses.LOSSES` or any callable `(student, teacher, **options) -> (rows,)`; `options`
     (`temperature=4.0`, `beta=8.0`, ...) are bound to its signature here, so that a wrong one is an error now. A loss
@@ -115,7 +118,7 @@ class Logits:
     needs_teacher = True
     fields: tuple[str, ...] = ()
 
-    def __init__(self, loss: Loss | str = forward_kl, *, weight: float = 1.0, name: str = "kd", **options: Any) -> None:
+    def __init__(self, loss: Loss | str, *, weight: float, name: str, **options: Any) -> None:
         self.loss = loss_named(loss)
         self.weight = finite_weight(weight, name)
         self.name = name
@@ -125,7 +128,7 @@ class Logits:
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
-        return f"Logits({loss_name(self.loss)}, weight={self.weight:g}{options})"
+        return f"{type(self).__name__}({loss_name(self.loss)}, weight={self.weight:g}{options})"
 
     def _try_options(self) -> None:
         """Have the loss look at its options now, on nothing of interest, and not in the first step."""
@@ -142,6 +145,34 @@ class Logits:
             self.loss(nothing, nothing, **labels, **self.options)
         except (TypeError, ValueError) as error:
             raise HfDistillError(f"{self!r} cannot be used: {error}") from error
+
+    def check_models(self, student: nn.Module, teacher: nn.Module, task: Task) -> None:
+        """Refuse, before training, two models that this loss cannot compare; by default none."""
+
+    def _check_widths(self, student: int | None, teacher: int | None, what: str) -> None:
+        """Refuse widths that the loss cannot compare, where both are known."""
+        if student is None or teacher is None or student == teacher or self.loss not in LOSSES.values():
+            return
+        try:
+            self.loss(torch.zeros(4, student), torch.zeros(4, teacher), **self.options)
+        except ValueError as error:
+            raise HfDistillError(
+                f"The student's {what} are {student} wide and the teacher's {teacher}, and {loss_name(self.loss)} "
+                f"compares them entry by entry; expected equal widths. Build the student {teacher} wide, or take a "
+                "loss on how the rows of a batch relate: similarity_preserving, probabilistic_transfer, "
+                "relational_distance or relational_angle."
+            ) from error
+
+
+class Logits(Comparison):
+    """What the teacher says: a divergence between the student's and the teacher's logits.
+
+    For embeddings of sentences, which stand in the place of logits, a distance between these. The arguments and errors
+    are those of every `Comparison`.
+    """
+
+    def __init__(self, loss: Loss | str = forward_kl, *, weight: float = 1.0, name: str = "kd", **options: Any) -> None:
+        super().__init__(loss, weight=weight, name=name, **options)
 
     def values(self, context: StepContext) -> torch.Tensor:
         """One value a row."""
@@ -181,6 +212,18 @@ class Logits:
             check_classes(self.loss, num_classes, standardized=bool(self.options.get("standardized", False)))
         except ValueError as error:
             raise HfDistillError(str(error)) from error
+
+    def check_models(self, student: nn.Module, teacher: nn.Module, task: Task) -> None:
+        """Refuse embeddings of widths that do not fit, and sigmoids beside a softmax."""
+        if task.classes is Classes.COORDINATES:
+            self._check_widths(encoder_width(student), encoder_width(teacher), "hidden states")
+        one_by_one = self.loss is bernoulli_kl and isinstance(task.layout, ImageTextPairs)
+        if one_by_one and not (scores_by_sigmoid(student) and scores_by_sigmoid(teacher)):
+            raise HfDistillError(
+                f"bernoulli_kl takes each similarity for the logit of a sigmoid, as SigLIP's are; the student is a "
+                f"{type(student).__name__} and the teacher a {type(teacher).__name__}, not both of that kind. Expected "
+                "a loss over their softmax: objective=Objective([TaskLoss(), Logits('forward_kl', temperature=2.0)])."
+            )
 
 
 def loss_named(loss: Loss | str) -> Loss:

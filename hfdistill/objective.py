@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from hfdistill.errors import HfDistillError
-from hfdistill.knowledge import Logits, StepContext, TaskLoss, Term
+from hfdistill.knowledge import Comparison, Logits, StepContext, TaskLoss, Term
 from hfdistill.rows import RowCounts
 from hfdistill.tasks import Task
 
@@ -68,6 +69,12 @@ class Objective:
         """Refuse, before training, terms that are dead for so many classes or do not fit the task."""
         for term in self.active:
             term.check(num_classes, task)
+
+    def check_models(self, student: nn.Module, teacher: nn.Module, task: Task) -> None:
+        """Refuse, before training, two models whose outputs a term cannot compare."""
+        for term in self.active:
+            if isinstance(term, Comparison):
+                term.check_models(student, teacher, task)
 
     def __call__(self, context: StepContext, counts: RowCounts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and each term's unweighted part: this micro-batch's share of the step's means."""

@@ -113,6 +113,7 @@ class DistillationTrainer(Trainer):
         contract.check_distinct(self.model, teacher)
         contract.check_trained(teacher, unread=self.task.unread)
         contract.check_same_problem(self.model, teacher)
+        self.objective.check_models(contract.bare(self.model), contract.bare(teacher), self.task)
         columns = None
         if self.task.classes is Classes.NAMED:
             alignment = contract.aligned_classes(contract.class_names(self.model), contract.class_names(teacher))

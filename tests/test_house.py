@@ -31,6 +31,7 @@ LAYERS = {
     "tasks": 1,
     "boxes": 2,
     "knowledge": 2,
+    "embeddings": 2,
     "objective": 2,
     "teachers": 2,
     "adapters": 3,

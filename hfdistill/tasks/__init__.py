@@ -1,8 +1,10 @@
 """Tasks: what a head's outputs mean, which rows count, and the loss against labels."""
 
+from hfdistill.tasks.embeddings import PooledTokens, Pooling
 from hfdistill.tasks.heads import architecture_task, auto_class_name, known_auto_classes, named_task, task_of
 from hfdistill.tasks.label_losses import LABEL_LOSSES
 from hfdistill.tasks.layouts import UNLABELLED, Examples, Layout, Spans, Tokens
+from hfdistill.tasks.pairs import ImageTextPairs
 from hfdistill.tasks.table import TASKS
 from hfdistill.tasks.task import Classes, Task
 
@@ -12,7 +14,10 @@ __all__ = [
     "UNLABELLED",
     "Classes",
     "Examples",
+    "ImageTextPairs",
     "Layout",
+    "PooledTokens",
+    "Pooling",
     "Spans",
     "Task",
     "Tokens",

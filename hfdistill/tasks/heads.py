@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfdistill.errors import HfDistillError, nearest
+from hfdistill.tasks.pairs import scores_by_sigmoid
 from hfdistill.tasks.table import TASKS
 from hfdistill.tasks.task import Task
 
@@ -29,13 +30,16 @@ def task_of(model: nn.Module, example_label: Any = None) -> Task:
     if name is None:
         raise HfDistillError(
             f"{type(model).__name__} has no head that the table of tasks knows; expected an architecture of "
-            f"{', '.join(sorted(known_auto_classes()))}, or task= with a row of your own (CONTRIBUTING.md shows one)."
+            f"{', '.join(sorted(known_auto_classes()))}, or task= with a row of your own (CONTRIBUTING.md shows one); "
+            "task='sentence_embedding' for an encoder whose hidden states are pooled to one vector a text."
         )
     if name == CLASSIFICATION:
         return classification_task(model.config.problem_type, model.config.num_labels, example_label)
     if name == "seq2seq_lm" and "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         # Speech and audio models that are decoders over one joint sequence.
         return TASKS["causal_lm"]
+    if name == "image_text" and scores_by_sigmoid(model):
+        return TASKS["image_text_sigmoid"]
     return TASKS[name]
 
 

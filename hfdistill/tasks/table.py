@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from hfdistill.losses import bernoulli_kl, forward_kl, logit_mse
+from hfdistill.losses import bernoulli_kl, cosine_distance, forward_kl, logit_mse
+from hfdistill.tasks.embeddings import PooledTokens
 from hfdistill.tasks.label_losses import binary_cross_entropy, cross_entropy, squared_error
 from hfdistill.tasks.layouts import Spans, Tokens
+from hfdistill.tasks.pairs import EMBEDDING_FIELDS, ImageTextPairs, pairwise_sigmoid
 from hfdistill.tasks.task import Classes, Task
 
 CLASSIFIERS = (
@@ -73,6 +75,37 @@ TASKS: dict[str, Task] = {
             Tokens(),
             classes=Classes.VOCABULARY,
             auto_classes=("AutoModelForMaskedLM",),
+        ),
+        Task(
+            "image_text",
+            forward_kl,
+            cross_entropy,
+            ImageTextPairs(),
+            label_names=(),
+            classes=Classes.PLACES,
+            auto_classes=("AutoModelForZeroShotImageClassification",),
+            predictions=EMBEDDING_FIELDS,
+        ),
+        Task(
+            "image_text_sigmoid",
+            bernoulli_kl,
+            pairwise_sigmoid,
+            ImageTextPairs(),
+            label_names=(),
+            classes=Classes.PLACES,
+            predictions=EMBEDDING_FIELDS,
+        ),
+        # No auto class: an encoder is a part of many heads, so that the user says when its embeddings are meant.
+        Task(
+            "sentence_embedding",
+            cosine_distance,
+            None,
+            PooledTokens(),
+            label_names=(),
+            classes=Classes.COORDINATES,
+            labelled=False,
+            predictions=("logits",),
+            unread=("pooler.",),
         ),
     )
 }
