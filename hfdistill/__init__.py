@@ -13,11 +13,13 @@ from hfdistill._version import __version__ as __version__
 # Every public name and the module it lives in. A module is imported when one of its names is first used, so that
 # `import hfdistill` and `hfdistill --help` load neither torch nor transformers.
 _MODULES = {
+    "Boxes": "boxes",
     "DistillationConfig": "config",
     "DistillationTrainer": "trainer",
     "Embeddings": "embeddings",
     "HfDistillError": "errors",
     "Logits": "knowledge",
+    "Masks": "boxes",
     "Objective": "objective",
     "TaskLoss": "knowledge",
     "student_from_teacher": "students",
@@ -26,6 +28,8 @@ _MODULES = {
 __all__ = sorted(_MODULES)
 
 if TYPE_CHECKING:
+    from hfdistill.boxes import Boxes as Boxes
+    from hfdistill.boxes import Masks as Masks
     from hfdistill.config import DistillationConfig as DistillationConfig
     from hfdistill.embeddings import Embeddings as Embeddings
     from hfdistill.errors import HfDistillError as HfDistillError

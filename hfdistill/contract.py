@@ -16,7 +16,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
 
 from hfdistill.errors import HfDistillError
-from hfdistill.tasks import Classes, Task, architecture_task
+from hfdistill.tasks import Classes, Queries, Task, architecture_task
 
 GENERIC_NAME = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)
 
@@ -66,7 +66,10 @@ def class_count(model: nn.Module, task: Task) -> int | None:
         return None
     if task.classes is Classes.VOCABULARY:
         return int(model.config.get_text_config(decoder=True).vocab_size)
-    return model.config.num_labels
+    classes = model.config.num_labels
+    if classes is None or not isinstance(task.layout, Queries):
+        return classes
+    return classes + task.layout.no_object
 
 
 def keys_ignored_at_inference(model: nn.Module) -> list[str]:

@@ -14,7 +14,7 @@ from torch import nn
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.losses import LOSSES, bernoulli_kl, check_classes, forward_kl
 from hfdistill.rows import BatchRows
-from hfdistill.tasks import Classes, Task
+from hfdistill.tasks import Classes, Pairs, Task
 from hfdistill.tasks.embeddings import encoder_width
 from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
 from hfdistill.teachers import Targets
@@ -27,7 +27,7 @@ class StepContext:
     """What the terms of one micro-batch see: both models' outputs, the rows, the task.
 
     `model_loss` is the student's own loss, where the task can be scored by nothing else; `fields` are its further
-    outputs that the terms have asked for, by name.
+    outputs that the terms have asked for, by name; `pairs` are the matched queries of a set-prediction head.
     """
 
     logits: torch.Tensor
@@ -37,6 +37,7 @@ class StepContext:
     label_smoothing: float = 0.0
     model_loss: torch.Tensor | None = None
     fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    pairs: Pairs | None = None
 
 
 class Term(Protocol):

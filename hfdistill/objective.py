@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfdistill.boxes import Boxes, Masks
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import Comparison, Logits, StepContext, TaskLoss, Term
 from hfdistill.rows import RowCounts
-from hfdistill.tasks import Task
+from hfdistill.tasks import Queries, Task
 
 
 class Objective:
@@ -43,12 +44,17 @@ class Objective:
 
         `alpha` is the teacher's share. Multi-label heads take the Bernoulli KL; regression takes the squared error
         between the two outputs, to which no temperature applies. A task without labels learns from the teacher alone.
+        To a set of queries come `alpha` times its boxes and its masks.
         """
         tempered = "temperature" in inspect.signature(task.default_loss).parameters
         options: dict[str, Any] = {"temperature": temperature} if tempered else {}
         if not task.labelled:
             return cls([Logits(task.default_loss, **options)])
-        return cls([TaskLoss(weight=1 - alpha), Logits(task.default_loss, weight=alpha, **options)])
+        terms: list[Term] = [TaskLoss(weight=1 - alpha), Logits(task.default_loss, weight=alpha, **options)]
+        if isinstance(task.layout, Queries):
+            terms += [Boxes(weight=alpha)] if task.layout.boxes is not None else []
+            terms += [Masks(weight=alpha)] if task.layout.masks is not None else []
+        return cls(terms)
 
     @property
     def needs_teacher(self) -> bool:

@@ -15,13 +15,14 @@ class Rows:
     is worth skipping (tokens: a head's vocabulary is wide); `valid` masks rows that keep their place (examples: picking
     would make the host wait for the device in every step). With `spread` a row holds many distributions, such as the
     pixels of a picture: a tensor `(rows, ..., width)` becomes `(rows * parts, width)`, and `folded` gives each row the
-    mean of its parts.
+    mean of its parts, or their sum weighed by `shares`, `(rows, parts)`.
     """
 
     size: int
     valid: torch.Tensor | None = None
     index: torch.Tensor | None = None
     spread: bool = False
+    shares: torch.Tensor | None = None
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """Give `tensor` as `(rows, width)`; raises ValueError if its entries do not divide among the rows."""
@@ -40,7 +41,10 @@ class Rows:
 
     def folded(self, values: torch.Tensor) -> torch.Tensor:
         """One value a row, from one a part."""
-        return values.reshape(self.size, -1).mean(-1) if self.spread and self.size else values
+        if not self.spread or not self.size:
+            return values
+        parts = values.reshape(self.size, -1)
+        return parts.mean(-1) if self.shares is None else (parts * self.shares).sum(-1)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of one value a row, `(rows,)`, over the rows that count."""

@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hfdistill import contract, loading
 from hfdistill._version import __version__
 from hfdistill.arguments import checked_args, first_example, label_of, teacher_module
+from hfdistill.boxes import with_pairs
 from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
@@ -28,7 +29,8 @@ from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
 from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
-from hfdistill.tasks import Classes, Task, named_task, task_of
+from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, fitted, named_task, task_of
+from hfdistill.tasks.objects import collated, padded
 from hfdistill.teachers import LiveTeacher, Targets, Teacher
 from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_mapping, fields_of, model_loss
 
@@ -81,12 +83,15 @@ class DistillationTrainer(Trainer):
         self.args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = True
         example = first_example(self.train_dataset)
-        self.task = named_task(task) if task is not None else task_of(contract.bare(self.model), label_of(example))
+        row = named_task(task) if task is not None else task_of(contract.bare(self.model), label_of(example))
+        self.task = fitted(row, contract.bare(self.model))
+        if isinstance(self.task.layout, Queries) and trainer_kwargs.get("data_collator") is None:
+            self.data_collator = collated
         if self.args.label_names is None or not self.task.label_names:
             self.label_names = list(self.task.label_names)
         self._objective_given = objective
         self._choose_objective()
-        self.teacher = self._teacher(teacher)
+        self.teacher = self._teacher(teacher, row)
         self.views = Views(self.model, teacher, self.label_names, self.task)
         self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
@@ -102,7 +107,7 @@ class DistillationTrainer(Trainer):
         self.train_parts = PartSums(names, needs_labels, self.args.device)
         self.eval_parts = PartSums(names, needs_labels, self.args.device)
 
-    def _teacher(self, teacher: nn.Module | None) -> Teacher | None:
+    def _teacher(self, teacher: nn.Module | None, row: Task) -> Teacher | None:
         if teacher is None:
             if self.objective.needs_teacher:
                 raise HfDistillError(
@@ -120,8 +125,11 @@ class DistillationTrainer(Trainer):
             columns = alignment.tensor()
             if alignment.notice:
                 logger.warning("Classes: %s.", alignment.notice)
+        read, theirs = self.task.logits, fitted(row, contract.bare(teacher)).layout
+        if isinstance(self.task.layout, Queries) and isinstance(theirs, Queries):
+            read, columns = TeacherLogits(self.task.layout, theirs, columns), None
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return LiveTeacher(prepared, columns, self.task.logits, self.objective.fields)
+        return LiveTeacher(prepared, columns, read, (*self.objective.fields, *self.task.fields))
 
     def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:
         if any(key.startswith(TEACHER_PREFIX) for key in example):
@@ -204,7 +212,11 @@ class DistillationTrainer(Trainer):
             total = self._training_total(context, num_items_in_batch)
         else:
             total = self._evaluation_total(context)
-        return (total, as_mapping(outputs, context.logits, self.task)) if return_outputs else total
+        if not return_outputs:
+            return total
+        # Predictions are of all queries, in the model's own order, and not of the pairs that the terms see.
+        logits = context.logits if context.pairs is None else self.task.logits(outputs, inputs)
+        return total, as_mapping(outputs, logits, self.task)
 
     def outputs_and_context(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, StepContext]:
         """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
@@ -214,7 +226,8 @@ class DistillationTrainer(Trainer):
         logits = self.task.logits(outputs, inputs)
         rows = self.task.rows(inputs)
         own_loss, fields = model_loss(outputs, self.task), fields_of(outputs, self.objective.fields)
-        return outputs, StepContext(logits, targets, rows, self.task, model_loss=own_loss, fields=fields)
+        context = StepContext(logits, targets, rows, self.task, model_loss=own_loss, fields=fields)
+        return outputs, with_pairs(context, outputs)
 
     def _targets(self, inputs: Mapping[str, Any]) -> Targets | None:
         if self.teacher is None or not self.objective.needs_teacher:
@@ -279,7 +292,11 @@ class DistillationTrainer(Trainer):
             # Such tasks have no label column; this is how Trainer is told to score a batch all the same.
             inputs = {**inputs, RETURN_LOSS: True}
         if all(inputs.get(name) is not None for name in self.label_names):
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            scored = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            if scored[2] is None or not isinstance(self.task.layout, Queries):
+                return scored
+            # Trainer puts batches together entry by entry, and a picture's objects are a list of their own.
+            return scored[0], scored[1], padded(scored[2])
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self.views.student(inputs))

@@ -196,10 +196,12 @@ def processed(processing_class: Any, examples: Sequence[Mapping[str, Any]], colu
     )
 
 
-def _labels(examples: Iterable[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+def _labels(examples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     rows = list(examples)
     for key in ("labels", "label", "label_ids"):
         if key in rows[0]:
+            if isinstance(rows[0][key], Mapping):
+                return {"labels": [row[key] for row in rows]}
             return {"labels": torch.stack([torch.as_tensor(row[key]) for row in rows])}
     return {}
 

@@ -57,6 +57,18 @@ def _logits(options: Options, path: str) -> Term:
         raise RecipeError(f"{path}: {error}") from error
 
 
+def _boxes(options: Options, path: str) -> Term:
+    from hfdistill.boxes import Boxes
+
+    return Boxes(**_bound(Boxes.__init__, options, path, ["weight", "name", "l1", "giou"]))
+
+
+def _masks(options: Options, path: str) -> Term:
+    from hfdistill.boxes import Masks
+
+    return Masks(**_bound(Masks.__init__, options, path, ["weight", "name", "pixels", "dice"]))
+
+
 def _bound(function: Any, options: Options, path: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
     """The options as the types that `function` declares."""
     names = list(inspect.signature(function).parameters) if allowed is None else allowed
@@ -69,5 +81,5 @@ def _bound(function: Any, options: Options, path: str, allowed: Sequence[str] | 
     return values
 
 
-KINDS = {"task": _task, "logits": _logits}
+KINDS = {"task": _task, "logits": _logits, "boxes": _boxes, "masks": _masks}
 """Kinds of terms that a recipe can name."""

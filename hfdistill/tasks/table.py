@@ -7,6 +7,7 @@ from hfdistill.tasks.embeddings import PooledTokens
 from hfdistill.tasks.label_losses import binary_cross_entropy, cross_entropy, squared_error
 from hfdistill.tasks.layouts import Spans, Tokens
 from hfdistill.tasks.pairs import EMBEDDING_FIELDS, ImageTextPairs, pairwise_sigmoid
+from hfdistill.tasks.queries import Queries
 from hfdistill.tasks.task import Classes, Task
 
 CLASSIFIERS = (
@@ -75,6 +76,34 @@ TASKS: dict[str, Task] = {
             Tokens(),
             classes=Classes.VOCABULARY,
             auto_classes=("AutoModelForMaskedLM",),
+        ),
+        # For these `fitted` reads off the model whether its classes are a softmax with no-object, or sigmoids.
+        Task(
+            "object_detection",
+            forward_kl,
+            None,
+            Queries(boxes="pred_boxes"),
+            integer_labels=False,
+            auto_classes=("AutoModelForObjectDetection",),
+            predictions=("logits", "pred_boxes"),
+        ),
+        Task(
+            "universal_segmentation",
+            forward_kl,
+            None,
+            Queries(output="class_queries_logits", masks="masks_queries_logits"),
+            label_names=("mask_labels", "class_labels"),
+            integer_labels=False,
+            auto_classes=("AutoModelForUniversalSegmentation", "AutoModelForInstanceSegmentation"),
+            predictions=("class_queries_logits", "masks_queries_logits"),
+        ),
+        Task(
+            "instance_segmentation",
+            forward_kl,
+            None,
+            Queries(boxes="pred_boxes", masks="pred_masks"),
+            integer_labels=False,
+            predictions=("logits", "pred_boxes", "pred_masks"),
         ),
         Task(
             "image_text",

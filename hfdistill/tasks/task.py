@@ -12,6 +12,7 @@ import torch
 from hfdistill.errors import HfDistillError
 from hfdistill.rows import BatchRows
 from hfdistill.tasks.layouts import EXAMPLES
+from hfdistill.tasks.queries import Queries
 
 if TYPE_CHECKING:
     from hfdistill.tasks.layouts import Layout
@@ -58,6 +59,11 @@ class Task:
     def loss_inside(self) -> bool:
         """Whether the model has to be given the labels, because only it can compute the loss against them."""
         return self.label_loss is None and self.labelled
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The teacher's outputs that the task needs beside its logits."""
+        return self.layout.fields if isinstance(self.layout, Queries) else ()
 
     def rows(self, inputs: Mapping[str, Any]) -> BatchRows:
         """Rows of a micro-batch, from its inputs alone; errors name the labels that do not fit."""
