@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +75,9 @@ def predictions(
     columns = aligned_classes(list(space.names), class_names(model)).tensor()
     # Without labels: those of the data would be wrong for a teacher whose classes stand in another order.
     unlabelled = replace(examples, labels=None)
+    config = copy(config)
+    # Grouping by length is for training, but Trainer evaluates in that order too, and the labels lie in the split's.
+    config.train_sampling_strategy = "random"
     trainer = DistillationTrainer(
         model, config, objective=Objective([TaskLoss()]), eval_dataset=unlabelled, data_collator=whole_batch
     )

@@ -90,3 +90,27 @@ def test_the_student_s_folder_is_all_that_a_pipeline_needs(tmp_path: Path) -> No
     student = run(small_recipe(tmp_path)) / "seed-42" / "student"
     answer = pipeline("image-classification", str(student))(inputs.pictures(3)[0]["image"])
     assert {each["label"] for each in answer} == set(inputs.CLASSES)
+
+
+def test_training_grouped_by_length_is_measured_in_the_order_of_the_split(tmp_path: Path) -> None:
+    """Trainer groups its evaluation too, so its predictions come in another order than the labels."""
+    splits = {"train": 30, "validation": 12, "test": 20}
+    folder = inputs.data_folder(
+        tmp_path / "texts", {name: inputs.texts(rows, ["text"], seed=rows) for name, rows in splits.items()}
+    )
+    teacher = inputs.model_folder(tmp_path / "bert", "bert")
+    file = small_recipe(
+        tmp_path,
+        teacher={"model": teacher},
+        student={"config": None, "from_teacher": {"layers": 1}},
+        data={"dataset": folder},
+        training={"train_sampling_strategy": "group_by_length", "per_device_eval_batch_size": 4},
+    )
+    found = load_file(run(file) / "teacher" / "predictions.safetensors")
+    classify = pipeline("text-classification", model=teacher, top_k=None, function_to_apply="none")
+    test = datasets.load_dataset(folder)["test"]
+    for place, scores in enumerate(classify(test["text"][:])):
+        own = {score["label"]: score["score"] for score in scores}
+        expected = [own[name] for name in inputs.CLASSES]
+        assert found["logits"][place].tolist() == pytest.approx(expected, abs=1e-4), place
+    assert found["labels"].tolist() == test["label"][:]
