@@ -20,12 +20,12 @@ ECE_BINS = 15
 class Fidelity:
     """Student against teacher on the same examples.
 
-    `decisions` counts what is compared: examples, or example × label pairs of a multi-label task. Agreement and KL are
-    over all of them; the counts of right and wrong over those with a label. What a task has not is None: a regression
-    has no classes, so it has `distance` (root mean square between the two) and `correlation` in their place.
+    `decisions` counts what is compared: examples, example × label pairs of a multi-label task, or tokens. Agreement and
+    KL are over all of them; the counts of right and wrong over those with a label. What a task has not is None: a
+    regression has no classes, so it has `distance` (root mean square between the two) and `correlation` in their place.
     """
 
-    decisions: int
+    decisions: float
     agreement: float | None
     kl: float | None
     distance: float | None
@@ -33,8 +33,8 @@ class Fidelity:
     ece_teacher: float | None
     ece_student: float | None
     both_right: int | None
-    teacher_wrong_student_right: int | None
-    teacher_right_student_wrong: int | None
+    teacher_wrong_student_right: float | None
+    teacher_right_student_wrong: float | None
     both_wrong_same: int | None
     both_wrong_different: int | None
 
@@ -73,6 +73,30 @@ def fidelity(problem_type: str, teacher: NDArray[Any], student: NDArray[Any], la
         teacher_right_student_wrong=int((teacher_right & ~student_right).sum()),
         both_wrong_same=int((wrong & same).sum()),
         both_wrong_different=int((wrong & ~same).sum()),
+    )
+
+
+def fidelity_of_sums(
+    kl_sum: float,
+    agree: float,
+    compared: float,
+    teacher_wrong_student_right: float,
+    teacher_right_student_wrong: float,
+) -> Fidelity:
+    """Two models that were compared token by token, from sums over the tokens."""
+    return Fidelity(
+        decisions=compared,
+        agreement=agree / compared,
+        kl=kl_sum / compared,
+        distance=None,
+        correlation=None,
+        ece_teacher=None,
+        ece_student=None,
+        both_right=None,
+        teacher_wrong_student_right=teacher_wrong_student_right,
+        teacher_right_student_wrong=teacher_right_student_wrong,
+        both_wrong_same=None,
+        both_wrong_different=None,
     )
 
 

@@ -7,8 +7,9 @@ freedom. Differences are paired: the same examples, or the same seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -16,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from hfdistill.metrics import MAIN_METRIC, MULTI_LABEL, REGRESSION, SINGLE_LABEL, class_decisions, labelled_rows
+from hfdistill.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, class_decisions, labelled_rows
 
 Z = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
 RESAMPLES = 2000
 _BLOCK_ENTRIES = 8_000_000
+
+FromSums = Callable[[NDArray[np.float64]], Any]
+"""Sums `(..., addends)` give one number each."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,7 @@ def model_estimate(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]
     if problem_type == SINGLE_LABEL:
         right = _right(logits, labels)
         return wilson(int(right.sum()), len(right))
-    sums = _sums(problem_type, logits, labels)
-    values = _resampled(problem_type, [sums])[0]
-    low, high = np.percentile(values, [2.5, 97.5])
-    basis = f"95 % bootstrap interval over {len(sums):,} test examples"
-    mean = float(_from_sums(problem_type, sums.sum(axis=0)))
-    return Estimate(mean, float(low), float(high), None, len(sums), basis)
+    return sums_estimate(_sums(problem_type, logits, labels), partial(_from_sums, problem_type))
 
 
 def model_difference(problem_type: str, first: NDArray[Any], second: NDArray[Any], labels: NDArray[Any]) -> Estimate:
@@ -97,11 +96,28 @@ def model_difference(problem_type: str, first: NDArray[Any], second: NDArray[Any
         right, other = _right(first, labels), _right(second, labels)
         return paired_shares(int((right & ~other).sum()), int((other & ~right).sum()), len(right))
     sums, others = _sums(problem_type, first, labels), _sums(problem_type, second, labels)
-    resampled = _resampled(problem_type, [sums, others])
-    low, high = np.percentile(resampled[0] - resampled[1], [2.5, 97.5])
-    mean = float(_from_sums(problem_type, sums.sum(axis=0)) - _from_sums(problem_type, others.sum(axis=0)))
-    basis = f"95 % paired bootstrap over {len(sums):,} test examples (one training run: training noise is not in it)"
-    return Estimate(mean, float(low), float(high), None, len(sums), basis)
+    return sums_difference(sums, others, partial(_from_sums, problem_type))
+
+
+def sums_estimate(addends: NDArray[np.float64], number: FromSums) -> Estimate:
+    """A number that follows from sums over the examples, with its bootstrap interval.
+
+    `addends` has one line an example; `number` gives the number from their sums `(..., addends)`.
+    """
+    low, high = np.percentile(_resampled(number, [addends])[0], [2.5, 97.5])
+    basis = f"95 % bootstrap interval over {len(addends):,} test examples"
+    return Estimate(float(number(addends.sum(axis=0))), float(low), float(high), None, len(addends), basis)
+
+
+def sums_difference(
+    first: NDArray[np.float64], second: NDArray[np.float64], number: FromSums, sign: int = 1
+) -> Estimate:
+    """The first model's number less that of the second, paired by example; with sign -1 the other way round."""
+    resampled = _resampled(number, [first, second])
+    low, high = np.percentile(sign * (resampled[0] - resampled[1]), [2.5, 97.5])
+    mean = sign * float(number(first.sum(axis=0)) - number(second.sum(axis=0)))
+    basis = f"95 % paired bootstrap over {len(first):,} test examples (one training run: training noise is not in it)"
+    return Estimate(mean, float(low), float(high), None, len(first), basis)
 
 
 def _right(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -126,14 +142,14 @@ def _sums(problem_type: str, logits: NDArray[Any], labels: NDArray[Any]) -> NDAr
 
 def _from_sums(problem_type: str, sums: NDArray[np.float64]) -> Any:
     """The main metric from summed addends (..., addends): micro F1 or R²."""
-    if MAIN_METRIC[problem_type] == "f1_micro":
+    if problem_type == MULTI_LABEL:
         return np.divide(sums[..., 0], sums[..., 1], out=np.zeros(sums.shape[:-1]), where=sums[..., 1] > 0)[()]
     spread = sums[..., 1] - (sums[..., 3:] ** 2).sum(axis=-1) / sums[..., 2]
     return 1 - np.divide(sums[..., 0], spread, out=np.ones(sums.shape[:-1]), where=spread > 0)[()]
 
 
-def _resampled(problem_type: str, models: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """The main metric of each model on `RESAMPLES` samples with replacement, the same samples for all models."""
+def _resampled(number: FromSums, models: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The number of each model on `RESAMPLES` samples with replacement, the same samples for all models."""
     generator = np.random.default_rng(0)
     examples = len(models[0])
     values: list[list[NDArray[np.float64]]] = [[] for _ in models]
@@ -142,6 +158,6 @@ def _resampled(problem_type: str, models: Sequence[NDArray[np.float64]]) -> list
         count = min(left, max(1, _BLOCK_ENTRIES // examples))
         weights = generator.multinomial(examples, np.full(examples, 1 / examples), size=count)
         for position, addends in enumerate(models):
-            values[position].append(_from_sums(problem_type, weights @ addends))
+            values[position].append(number(weights @ addends))
         left -= count
     return [np.concatenate(blocks) for blocks in values]

@@ -19,8 +19,8 @@ SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 
-MAIN_METRIC = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "r2"}
-"""The one number a run is judged by; for each of them more is better."""
+LOGIT_TASKS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+"""The tasks measured by one vector of logits an example: the problem types of a Transformers config."""
 
 TOP_K = 5
 
@@ -134,9 +134,9 @@ class RegressionFit(OfflineMetric):
 
 def check_problem_type(problem_type: str) -> None:
     """Refuse a problem type that is none of the three of Transformers."""
-    if problem_type not in MAIN_METRIC:
+    if problem_type not in LOGIT_TASKS:
         raise HfDistillError(
-            f"got problem_type {problem_type!r}, expected one of {', '.join(sorted(MAIN_METRIC))}; "
+            f"got problem_type {problem_type!r}, expected one of {', '.join(sorted(LOGIT_TASKS))}; "
             "set config.problem_type of the student"
         )
 

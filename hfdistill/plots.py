@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfdistill._atomic import replacement
-from hfdistill.fidelity import Calibration, calibration
+from hfdistill.fidelity import Calibration
+from hfdistill.main_metric import MainMetric
 from hfdistill.metrics import MULTI_LABEL, REGRESSION, labelled_rows
-from hfdistill.report_text import METRIC_NAMES, ROLE_NAMES, value
+from hfdistill.report_text import ROLE_NAMES
 from hfdistill.run_folder import RunFolder, Stage
+from hfdistill.score_sheet import LogitSheet, pooled
 
 if TYPE_CHECKING:
     from hfdistill.report import Report
@@ -40,41 +42,52 @@ _STYLE: Any = {
 
 
 def draw_accuracy(report: Report, file: Path) -> None:
-    """Main metric of each model with its 95 % interval; small marks are the single seeds."""
-    scale = 100 if report.metric != "r2" else 1
+    """Main metric of each model with its 95 % interval, better to the right; small marks are the single seeds."""
+    metric = report.main_metric
     with _figure(file, 7.0, 1.1 + 0.6 * len(report.models)) as figure:
         axes = figure.add_subplot()
         for row, numbers in enumerate(report.models.values()):
             main, colour = numbers.main, COLOURS[numbers.role]
-            axes.plot([scale * main.low, scale * main.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
-            seeds = [scale * seed_value for seed_value in numbers.by_seed.values()]
+            axes.plot(
+                [metric.shown(main.low), metric.shown(main.high)], [row, row], color=colour, linewidth=2.5, alpha=0.6
+            )
+            seeds = [metric.shown(seed_value) for seed_value in numbers.by_seed.values()]
             if len(seeds) > 1:
                 axes.plot(seeds, [row] * len(seeds), "|", color=colour, markersize=12, markeredgewidth=1.2)
-            axes.plot(scale * main.mean, row, MARKERS[numbers.role], color=colour, markersize=8)
-            label = value(main.mean, report.metric)
-            axes.annotate(label, (scale * main.mean, row), xytext=(0, 9), textcoords="offset points", ha="center")
+            place = metric.shown(main.mean)
+            axes.plot(place, row, MARKERS[numbers.role], color=colour, markersize=8)
+            label = metric.value(main.mean)
+            axes.annotate(label, (place, row), xytext=(0, 9), textcoords="offset points", ha="center")
         axes.set_yticks(range(len(report.models)), [ROLE_NAMES[role] for role in report.models])
         axes.set_ylim(len(report.models) - 0.5, -0.7)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.12)
-        unit = "" if scale == 1 else " (%)"
+        if metric.sign < 0:
+            axes.invert_xaxis()
+        way = "" if metric.sign > 0 else ", lower is better"
         ticks = ", ticks: single seeds" if len(report.seeds) > 1 else ""
-        axes.set_xlabel(f"test {METRIC_NAMES[report.metric]}{unit}; bars: 95 % interval{ticks}")
+        axes.set_xlabel(f"test {metric.name}{metric.axis_unit}{way}; bars: 95 % interval{ticks}")
 
 
 def draw_calibration(run: RunFolder, file: Path) -> None:
-    """Confidence against share of right answers; for a regression, predictions against the mean label."""
+    """Confidence against share of right answers; for a regression, predictions against the mean label.
+
+    Nothing is drawn for tasks whose stages keep no probabilities.
+    """
+    sheets = _logit_sheets(run)
+    if not sheets:
+        return
     with _figure(file, 5.0, 5.5) as figure:
         axes = figure.add_subplot()
         ends = [0.0, 1.0]
         if run.problem_type == REGRESSION:
-            ends = _draw_regression(run, axes)
+            ends = _draw_regression(sheets, axes)
             axes.set_xlabel("mean prediction of each tenth of the test examples")
             axes.set_ylabel("mean label")
         else:
-            _draw_reliability(run, axes)
+            _draw_reliability(sheets, axes, run.problem_type)
             kind = "probability of a label" if run.problem_type == MULTI_LABEL else "confidence in the answer"
             axes.set_xlabel(kind)
             axes.set_ylabel("share for which it holds" if run.problem_type == MULTI_LABEL else "share of right answers")
@@ -83,15 +96,17 @@ def draw_calibration(run: RunFolder, file: Path) -> None:
         figure.legend(loc="outside upper left")
 
 
-def draw_training(run: RunFolder, metric: str, file: Path) -> None:
+def draw_training(run: RunFolder, metric: MainMetric, file: Path) -> None:
     """Validation metric and training loss on the labels over the steps, control against student; one line a seed."""
     roles = [role for role in ("control", "student", "finetuned") if run.of(role)]
     stages = {role: list(run.of(role).values()) for role in roles}
     everything = [stage for found in stages.values() for stage in found]
-    evaluated = _first_logged(everything, (f"eval_{metric}", "eval_loss/task", "eval_loss"))
+    # Where the main metric is a loss, eval_loss holds the teacher's share too: it is the last resort.
+    wanted = () if metric.key == "loss" else (f"eval_{metric.key}",)
+    evaluated = _first_logged(everything, (*wanted, "eval_loss/task", "eval_loss"))
     trained = _first_logged(everything, ("loss/task", "loss"))
     names = {
-        f"eval_{metric}": f"validation {METRIC_NAMES[metric]}",
+        f"eval_{metric.key}": f"validation {metric.name}",
         "eval_loss/task": "validation loss on the labels",
         "eval_loss": "validation loss",
         "loss/task": "training loss on the labels",
@@ -121,17 +136,17 @@ def _figure(file: Path, width: float, height: float) -> Iterator[Figure]:
             figure.savefig(stream, format="png", metadata={"Software": None})
 
 
-def _draw_reliability(run: RunFolder, axes: Axes) -> None:
-    for role, stages in _by_role(run).items():
-        logits = np.concatenate([stage.logits for stage in stages])
-        labels = np.concatenate([stage.labels for stage in stages])
-        confidence, accuracy = _well_filled(calibration(run.problem_type, logits, labels))
-        ece = np.mean([calibration(run.problem_type, stage.logits, stage.labels).ece for stage in stages])
-        name = f"{ROLE_NAMES[role]}, ECE {ece:.3f}"
+def _draw_reliability(sheets: Mapping[str, Sequence[LogitSheet]], axes: Axes, problem_type: str) -> None:
+    for role, found in sheets.items():
+        together = pooled(found).calibration()
+        errors = [curve.ece for curve in (sheet.calibration() for sheet in found) if curve is not None]
+        assert together is not None, "classifiers have probabilities"
+        confidence, accuracy = _well_filled(together)
+        name = f"{ROLE_NAMES[role]}, ECE {np.mean(errors):.3f}"
         axes.plot(confidence, accuracy, color=COLOURS[role], marker=MARKERS[role], markersize=5, label=name, zorder=2)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
-    excess = "probability too high" if run.problem_type == MULTI_LABEL else "too sure"
+    excess = "probability too high" if problem_type == MULTI_LABEL else "too sure"
     axes.text(0.98, 0.04, f"below the dashed line: {excess}", ha="right", color="#666666", fontsize=9)
 
 
@@ -140,12 +155,12 @@ def _well_filled(curve: Calibration) -> tuple[list[float], list[float]]:
     return [curve.confidence[position] for position in enough], [curve.accuracy[position] for position in enough]
 
 
-def _draw_regression(run: RunFolder, axes: Axes) -> list[float]:
+def _draw_regression(sheets: Mapping[str, Sequence[LogitSheet]], axes: Axes) -> list[float]:
     """Draw each model's ten means and return the ends of the diagonal."""
     ends: list[float] = []
-    for role, stages in _by_role(run).items():
-        logits = np.concatenate([stage.logits.reshape(stage.labels.shape) for stage in stages])
-        labels = np.concatenate([stage.labels for stage in stages])
+    for role, found in sheets.items():
+        labels = pooled(found).labels
+        logits = pooled(found).logits.reshape(labels.shape)
         known = labelled_rows(labels)
         predicted, truth = logits[known].ravel(), labels[known].ravel()
         tenths = np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted)))
@@ -156,10 +171,12 @@ def _draw_regression(run: RunFolder, axes: Axes) -> list[float]:
     return [min(ends), max(ends)]
 
 
-def _by_role(run: RunFolder) -> dict[str, list[Stage]]:
-    roles: dict[str, list[Stage]] = {}
+def _logit_sheets(run: RunFolder) -> dict[str, list[LogitSheet]]:
+    """The sheets of each role in drawing order; none for a task whose sheets hold sums."""
+    roles: dict[str, list[LogitSheet]] = {}
     for stage in run.stages:
-        roles.setdefault(stage.name, []).append(stage)
+        if isinstance(stage.sheet, LogitSheet):
+            roles.setdefault(stage.name, []).append(stage.sheet)
     return {role: roles[role] for role in COLOURS if role in roles}
 
 

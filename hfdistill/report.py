@@ -14,14 +14,17 @@ import numpy as np
 
 from hfdistill import plots, report_text
 from hfdistill._atomic import write_json, write_text
-from hfdistill.fidelity import Fidelity, calibration, fidelity, share_recovered
-from hfdistill.intervals import Estimate, model_difference, model_estimate, over_seeds
+from hfdistill.fidelity import Fidelity, share_recovered
+from hfdistill.intervals import Estimate, over_seeds
+from hfdistill.main_metric import MAIN_METRIC, MainMetric
 from hfdistill.measure import machine
-from hfdistill.metrics import MAIN_METRIC, REGRESSION, metric_values
 from hfdistill.run_folder import SEED_STAGES, TEACHER, RunFolder, Stage, read_run
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+FEW_EXAMPLES = 10
+"""The bootstrap over fewer examples gives intervals that are too narrow."""
 
 HELPED, DID_NOT_HELP, CANNOT_TELL, UNKNOWN = "helped", "did not help", "cannot tell", "unknown"
 
@@ -49,12 +52,17 @@ class ModelNumbers:
 
 @dataclass(frozen=True)
 class Report:
-    """All numbers of a run; report.json holds the same fields."""
+    """All numbers of a run; report.json holds the same fields.
+
+    `models` have the main metric as it is (a loss in nats a token); gains and the teacher's lead are above zero where
+    the first of the two models is better, whichever way the metric goes.
+    """
 
     name: str
     problem_type: str
     metric: str
     test_examples: int
+    test_tokens: int | None
     seeds: list[int]
     verdict: str
     sentence: str
@@ -69,6 +77,11 @@ class Report:
     machine: dict[str, Any]
     recipe: dict[str, Any]
 
+    @property
+    def main_metric(self) -> MainMetric:
+        """What the run is judged by."""
+        return MAIN_METRIC[self.problem_type]
+
     def table(self) -> Table:
         """The comparison for the terminal."""
         return report_text.table(self)
@@ -79,7 +92,7 @@ class Report:
 
 
 def write_report(run_folder: Path) -> Report:
-    """Write report.json, report.md, accuracy.png, calibration.png and training.png into the run folder.
+    """Write report.json, report.md, accuracy.png, training.png and, for classifiers and regressions, calibration.png.
 
     Errors: HfDistillError when the folder holds no run, no finished stage, or a file that cannot be read or written.
     """
@@ -87,7 +100,7 @@ def write_report(run_folder: Path) -> Report:
     report = report_of(run)
     plots.draw_accuracy(report, run_folder / "accuracy.png")
     plots.draw_calibration(run, run_folder / "calibration.png")
-    plots.draw_training(run, report.metric, run_folder / "training.png")
+    plots.draw_training(run, report.main_metric, run_folder / "training.png")
     write_text(run_folder / "report.md", report.markdown())
     write_json(run_folder / "report.json", asdict(report))
     return report
@@ -97,16 +110,17 @@ def report_of(run: RunFolder) -> Report:
     """The numbers of a run, from its predictions, stage facts and speed."""
     metric = MAIN_METRIC[run.problem_type]
     models = {role: _numbers(run, role, metric) for role in (TEACHER, *SEED_STAGES) if _stages(run, role)}
-    gain, finetuned_gain = _gain(run, "student", metric), _gain(run, "finetuned", metric)
-    lead = _teacher_lead(run, metric)
+    gain, finetuned_gain = _gain(run, "student"), _gain(run, "finetuned")
+    lead = _teacher_lead(run)
     share = None if lead is None or gain is None else share_recovered(lead, gain)
     notes = _notes(run, models)
     verdict, sentence = _verdict(run, models, gain, metric)
     return Report(
         name=run.folder.resolve().name,
         problem_type=run.problem_type,
-        metric=metric,
-        test_examples=len(run.stages[0].labels),
+        metric=metric.key,
+        test_examples=run.stages[0].sheet.shape[0],
+        test_tokens=run.stages[0].sheet.tokens,
         seeds=sorted(run.seeds),
         verdict=verdict,
         sentence=sentence,
@@ -130,34 +144,29 @@ def _stages(run: RunFolder, role: str) -> dict[int, Stage]:
     return {} if run.teacher is None else {-1: run.teacher}
 
 
-def _numbers(run: RunFolder, role: str, metric: str) -> ModelNumbers:
+def _numbers(run: RunFolder, role: str, metric: MainMetric) -> ModelNumbers:
     stages = _stages(run, role)
-    values = {seed: metric_values(run.problem_type, stage.logits, stage.labels) for seed, stage in stages.items()}
-    mains = [value[metric] for value in values.values()]
+    values = {seed: stage.sheet.metrics() for seed, stage in stages.items()}
+    mains = [value[metric.key] for value in values.values()]
     first = next(iter(stages.values()))
-    main = over_seeds(mains) if len(mains) > 1 else model_estimate(run.problem_type, first.logits, first.labels)
+    main = over_seeds(mains) if len(mains) > 1 else first.sheet.main()
     # A t interval does not know that no share is below 0 or above 1.
-    main = replace(main, low=main.low if run.problem_type == REGRESSION else max(main.low, 0), high=min(main.high, 1))
+    main = replace(main, low=max(main.low, metric.lowest), high=min(main.high, metric.highest))
     speed = ((run.speed or {}).get("models") or {}).get(TEACHER if role == TEACHER else "student") or {}
-    ece = None
-    if run.problem_type != REGRESSION:
-        ece = _mean([calibration(run.problem_type, stage.logits, stage.labels).ece for stage in stages.values()])
+    curves = [stage.sheet.calibration() for stage in stages.values()]
     followed = None
     if role != TEACHER and run.teacher is not None:
-        taught = run.teacher.logits
-        followed = _mean_fidelity(
-            [fidelity(run.problem_type, taught, stage.logits, stage.labels) for stage in stages.values()]
-        )
+        followed = _mean_fidelity([stage.sheet.fidelity_to(run.teacher.sheet) for stage in stages.values()])
     return ModelNumbers(
         role=role,
         model=str(first.facts.get("model", "unknown")),
         revision=first.facts.get("revision"),
         main=main,
-        by_seed={} if role == TEACHER else {seed: value[metric] for seed, value in values.items()},
+        by_seed={} if role == TEACHER else {seed: value[metric.key] for seed, value in values.items()},
         metrics={
             name: float(np.mean([value[name] for value in values.values()])) for name in next(iter(values.values()))
         },
-        ece=ece,
+        ece=_mean([None if curve is None else curve.ece for curve in curves]),
         fidelity=followed,
         parameters=first.facts.get("parameters"),
         bytes=first.facts.get("bytes"),
@@ -174,60 +183,62 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _mean_fidelity(found: Sequence[Fidelity]) -> dict[str, float]:
+def _mean_fidelity(found: Sequence[Fidelity | None]) -> dict[str, float] | None:
     """Each field's mean over the seeds, without those that the task has not."""
-    rows = [asdict(entry) for entry in found]
+    rows = [asdict(entry) for entry in found if entry is not None]
+    if not rows:
+        return None
     return {key: float(np.mean([row[key] for row in rows])) for key, value in rows[0].items() if value is not None}
 
 
-def _gain(run: RunFolder, role: str, metric: str) -> Estimate | None:
-    """Main metric of the role less that of the control: paired by seed, or by test example when there is one seed."""
-    pairs = [(stages[role], stages["control"]) for stages in run.seeds.values() if {role, "control"} <= stages.keys()]
-    return _difference(run, pairs, metric)
-
-
-def _teacher_lead(run: RunFolder, metric: str) -> Estimate | None:
-    teacher = run.teacher
-    if teacher is None:
-        return None
+def _gain(run: RunFolder, role: str) -> Estimate | None:
+    """How much better the role is than the control: paired by seed, or by test example when there is one seed."""
     return _difference(
-        run, [(teacher, stages["control"]) for stages in run.seeds.values() if "control" in stages], metric
+        run, [(stages[role], stages["control"]) for stages in run.seeds.values() if {role, "control"} <= stages.keys()]
     )
 
 
-def _difference(run: RunFolder, pairs: Sequence[tuple[Stage, Stage]], metric: str) -> Estimate | None:
+def _teacher_lead(run: RunFolder) -> Estimate | None:
+    teacher = run.teacher
+    if teacher is None:
+        return None
+    return _difference(run, [(teacher, stages["control"]) for stages in run.seeds.values() if "control" in stages])
+
+
+def _difference(run: RunFolder, pairs: Sequence[tuple[Stage, Stage]]) -> Estimate | None:
     if not pairs:
         return None
     if len(pairs) == 1:
         first, second = pairs[0]
-        return model_difference(run.problem_type, first.logits, second.logits, first.labels)
-    return over_seeds([_main(run, first, metric) - _main(run, second, metric) for first, second in pairs])
+        return first.sheet.gain_over(second.sheet)
+    metric = MAIN_METRIC[run.problem_type]
+    values = [(first.sheet.metrics()[metric.key], second.sheet.metrics()[metric.key]) for first, second in pairs]
+    return over_seeds([metric.gain(*pair) for pair in values])
 
 
-def _main(run: RunFolder, stage: Stage, metric: str) -> float:
-    return metric_values(run.problem_type, stage.logits, stage.labels)[metric]
-
-
-def _verdict(run: RunFolder, models: Mapping[str, ModelNumbers], gain: Estimate | None, metric: str) -> tuple[str, str]:
+def _verdict(
+    run: RunFolder, models: Mapping[str, ModelNumbers], gain: Estimate | None, metric: MainMetric
+) -> tuple[str, str]:
     """One of four words and a sentence that a stranger understands."""
-    name = report_text.METRIC_NAMES[metric]
+    name = metric.name
     if "student" not in models:
         return UNKNOWN, "Whether distillation helps is unknown: no student is finished."
-    student = report_text.value(models["student"].main.mean, metric)
+    student = metric.value(models["student"].main.mean)
     if gain is None:
         reason = "the control was switched off" if control_switched_off(run) else "no control is finished"
         return UNKNOWN, f"The student's {name} is {student}. The gain is unknown ({reason})."
-    control = report_text.value(models["control"].main.mean, metric)
-    size = report_text.difference(abs(gain.mean), metric).removeprefix("+")
-    span = f"{report_text.span(gain, metric)}, {gain.basis}"
+    control = metric.value(models["control"].main.mean)
+    size = metric.difference(abs(gain.mean)).removeprefix("+")
+    span = f"{'' if metric.sign > 0 else 'gain '}{metric.span(gain.low, gain.high)}, {gain.basis}"
     if gain.above_zero:
         return HELPED, (
-            f"Distillation helped: the student's {name} is {student}, {size} above the control's {control} ({span})."
+            f"Distillation helped: the student's {name} is {student}, {size} {metric.better} the control's "
+            f"{control} ({span})."
         )
     if gain.below_zero:
         return DID_NOT_HELP, (
-            f"Distillation did not help, it hurt: the student's {name} is {student}, {size} below the control's "
-            f"{control} ({span})."
+            f"Distillation did not help, it hurt: the student's {name} is {student}, {size} {metric.worse} the "
+            f"control's {control} ({span})."
         )
     return CANNOT_TELL, (
         f"Cannot tell whether distillation helped: the student's {name} is {student} and the control's {control}, "
@@ -240,13 +251,13 @@ def control_switched_off(run: RunFolder) -> bool:
     return run.recipe.get("control") is False
 
 
-def _share_note(lead: Estimate | None, gain: Estimate | None, metric: str) -> str:
+def _share_note(lead: Estimate | None, gain: Estimate | None, metric: MainMetric) -> str:
     if lead is None or gain is None:
         return "unknown: it takes a teacher, a control and a student"
     if not lead.above_zero:
         return (
             "undefined: the teacher does not lead the control by more than the noise "
-            f"({report_text.difference(lead.mean, metric)}, {report_text.span(lead, metric)})"
+            f"({metric.difference(lead.mean)}, {metric.span(lead.low, lead.high)})"
         )
     return "(student - control) / (teacher - control)"
 
@@ -274,6 +285,11 @@ def _notes(run: RunFolder, models: Mapping[str, ModelNumbers]) -> list[str]:
     if student and len(run.of("student")) > 1:
         notes.append(
             "Intervals over seeds tell how much training varies; all seeds are measured on the same "
-            f"{len(run.stages[0].labels):,} test examples."
+            f"{run.stages[0].sheet.shape[0]:,} test examples."
+        )
+    if run.stages[0].sheet.shape[0] < FEW_EXAMPLES:
+        notes.append(
+            f"Fewer than {FEW_EXAMPLES} test examples: intervals over them are too narrow to be trusted. Use more, "
+            "shorter ones or several seeds."
         )
     return notes

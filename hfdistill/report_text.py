@@ -9,14 +9,14 @@ import yaml
 
 from hfdistill.fidelity import ECE_BINS
 from hfdistill.intervals import Estimate
-from hfdistill.metrics import MULTI_LABEL, REGRESSION
+from hfdistill.main_metric import LossMetric, MainMetric
+from hfdistill.metrics import LOGIT_TASKS, MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from hfdistill.report import ModelNumbers, Report
 
-METRIC_NAMES = {"accuracy": "accuracy", "f1_micro": "micro F1", "r2": "R²"}
 ROLE_NAMES = {
     "teacher": "teacher",
     "control": "control (no teacher)",
@@ -26,32 +26,21 @@ ROLE_NAMES = {
 MORE_SEEDS = "More seeds (`--seeds 5`) or more test examples would narrow it."
 MISSING = "–"
 
-_PERCENT = {"accuracy", "f1_micro"}
-
-
-def value(number: float, metric: str) -> str:
-    """A metric's value: 93.42 % or 0.873."""
-    return f"{100 * number:.2f} %" if metric in _PERCENT else f"{number:.4f}"
-
-
-def difference(number: float, metric: str) -> str:
-    """A difference of two values: +0.87 points or +0.012."""
-    if metric not in _PERCENT:
-        return _signed(number, 4)
-    return f"{_signed(100 * number, 2)} points"
-
-
-def span(estimate: Estimate, metric: str) -> str:
-    """The interval of a difference."""
-    scale, digits, unit = (100, 2, " points") if metric in _PERCENT else (1, 4, "")
-    return f"{_signed(scale * estimate.low, digits)} to {_signed(scale * estimate.high, digits)}{unit}"
+_COMPARED = {
+    MULTI_LABEL: "decisions (example × label)",
+    "token_classification": "tokens",
+    "question_answering": "questions (the mean of start and end)",
+    "causal_lm": "tokens",
+    "masked_lm": "tokens",
+    "seq2seq_lm": "tokens",
+}
 
 
 def table(report: Report) -> Table:
     """The comparison for the terminal, with the verdict below it."""
     from rich.table import Table
 
-    drawn = Table(title=f"{report.name}: {report.test_examples:,} test examples", caption=report.sentence)
+    drawn = Table(title=f"{report.name}: {_measured(report)}", caption=report.sentence)
     drawn.add_column("")
     for heading, _ in _columns(report):
         drawn.add_column(heading, justify="right")
@@ -66,7 +55,7 @@ def markdown(report: Report) -> str:
     parts = [
         f"# {report.name}: did distillation help?",
         comparison(report),
-        f"![{METRIC_NAMES[report.metric]} of each model with its interval](accuracy.png)",
+        f"![{report.main_metric.name} of each model with its interval](accuracy.png)",
         *_fidelity(report),
         *_seeds(report),
         *_reproduction(report),
@@ -80,7 +69,7 @@ def comparison(report: Report) -> str:
     parts = [
         f"**{report.sentence}**",
         "*Teacher*: the model that is imitated. *Student*: the model that learnt from it. *Control*: the same student, "
-        f"trained with the same settings but without the teacher. Measured on {report.test_examples:,} test examples.",
+        f"trained with the same settings but without the teacher. Measured on {_measured(report)}.{_reading(report)}",
         _grid(["", *[heading for heading, _ in _columns(report)]], rows),
         _intervals(report),
         _findings(report),
@@ -88,11 +77,31 @@ def comparison(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+def _measured(report: Report) -> str:
+    tokens = "" if report.test_tokens is None else f" ({report.test_tokens:,} tokens)"
+    return f"{report.test_examples:,} test examples{tokens}"
+
+
+def _reading(report: Report) -> str:
+    """How the main metric is read, where that is not plain."""
+    if not isinstance(report.main_metric, LossMetric):
+        return ""
+    return (
+        " *Perplexity* is exp(loss), the loss being the mean over tokens: lower is better. Gains are in nats a token, "
+        "above zero where the loss is lower."
+    )
+
+
 def _columns(report: Report) -> list[tuple[str, Callable[[ModelNumbers], str]]]:
     batch = (report.speed or {}).get("batch_size", "?")
+    metric = report.main_metric
     columns: list[tuple[str, Callable[[ModelNumbers], str]]] = [
-        (METRIC_NAMES[report.metric], lambda n: _plus_minus(n.main, report.metric)),
-        ("95 % interval", lambda n: _range(n.main, report.metric)),
+        (metric.name, lambda n: _plus_minus(n.main, metric)),
+        ("95 % interval", lambda n: _range(n.main, metric)),
+    ]
+    if isinstance(metric, LossMetric):
+        columns.append(("loss, nats a token", lambda n: _loss(n.main)))
+    columns += [
         ("parameters", lambda n: MISSING if n.parameters is None else f"{n.parameters:,}"),
         ("weights", lambda n: MISSING if n.bytes is None else _bytes(n.bytes)),
     ]
@@ -116,10 +125,10 @@ def _intervals(report: Report) -> str:
 def _findings(report: Report) -> str:
     lines = []
     if report.gain is not None:
-        lines.append(f"- Gain of the student over the control: {_estimate(report.gain, report.metric)}")
+        lines.append(f"- Gain of the student over the control: {_estimate(report.gain, report.main_metric)}")
     if report.finetuned_gain is not None:
         lines.append(
-            f"- After the last fine-tune, over the control: {_estimate(report.finetuned_gain, report.metric)}; "
+            f"- After the last fine-tune, over the control: {_estimate(report.finetuned_gain, report.main_metric)}; "
             "the fine-tune is extra training that the control did not have"
         )
     share = report.share_note if report.share_recovered is None else f"{100 * report.share_recovered:.0f} %"
@@ -144,9 +153,6 @@ def _fidelity(report: Report) -> list[str]:
     followers = [n for n in report.models.values() if n.fidelity is not None]
     if not followers:
         return []
-    compared = "test examples"
-    if report.problem_type == MULTI_LABEL:
-        compared = "decisions (example × label)"
     rows = []
     for key, label, shown in _FIDELITY_ROWS:
         cells = [shown(n.fidelity[key]) for n in followers if n.fidelity is not None and key in n.fidelity]
@@ -154,30 +160,29 @@ def _fidelity(report: Report) -> list[str]:
             rows.append([label, *cells])
     intro = "How closely each model follows the teacher; means over the seeds"
     if report.problem_type != REGRESSION:
+        intro += f", counts in {_COMPARED.get(report.problem_type, 'test examples')}. KL is in nats at temperature 1"
+    teacher_error = report.models["teacher"].ece
+    if teacher_error is not None:
         intro += (
-            f", counts in {compared}. KL is in nats at temperature 1. ECE is the expected calibration error over "
-            f"{ECE_BINS} equal-width bins of confidence; the teacher's own is {report.models['teacher'].ece:.4f}"
+            f". ECE is the expected calibration error over {ECE_BINS} equal-width bins of confidence; the "
+            f"teacher's own is {teacher_error:.4f}"
         )
-    return [
-        "## Fidelity",
-        intro + ".",
-        _grid(["", *[ROLE_NAMES[n.role] for n in followers]], rows),
-        "![Calibration](calibration.png)",
-    ]
+    picture = ["![Calibration](calibration.png)"] if report.problem_type in LOGIT_TASKS else []
+    return ["## Fidelity", intro + ".", _grid(["", *[ROLE_NAMES[n.role] for n in followers]], rows), *picture]
 
 
 def _seeds(report: Report) -> list[str]:
-    roles = [n for n in report.models.values() if n.by_seed]
+    roles, metric = [n for n in report.models.values() if n.by_seed], report.main_metric
     if not roles:
         return []
     rows = []
     for seed in report.seeds:
-        row = [str(seed), *[value(n.by_seed[seed], report.metric) if seed in n.by_seed else MISSING for n in roles]]
+        row = [str(seed), *[metric.value(n.by_seed[seed]) if seed in n.by_seed else MISSING for n in roles]]
         by_role = {n.role: n.by_seed for n in roles}
         both = all(seed in by_role.get(role, {}) for role in ("student", "control"))
-        gain = by_role["student"][seed] - by_role["control"][seed] if both else None
-        rows.append([*row, MISSING if gain is None else difference(gain, report.metric)])
-    heading = ["seed", *[ROLE_NAMES[n.role] for n in roles], "student − control"]
+        gain = metric.gain(by_role["student"][seed], by_role["control"][seed]) if both else None
+        rows.append([*row, MISSING if gain is None else metric.difference(gain)])
+    heading = ["seed", *[ROLE_NAMES[n.role] for n in roles], "student − control" if metric.sign > 0 else "gain"]
     return ["## Training", _grid(heading, rows), "![Training curves](training.png)"]
 
 
@@ -203,24 +208,21 @@ def _reproduction(report: Report) -> list[str]:
     ]
 
 
-def _plus_minus(estimate: Estimate, metric: str) -> str:
-    shown = value(estimate.mean, metric)
-    if estimate.sd is None:
-        return shown
-    return f"{shown.removesuffix(' %')} ± {value(estimate.sd, metric)}"
+def _plus_minus(estimate: Estimate, metric: MainMetric) -> str:
+    shown = metric.value(estimate.mean)
+    return shown if estimate.sd is None else shown.removesuffix(" %") + metric.spread(estimate.sd)
 
 
-def _range(estimate: Estimate, metric: str) -> str:
-    low, high = value(estimate.low, metric), value(estimate.high, metric)
-    return f"{low.removesuffix(' %')} to {high}"
+def _range(estimate: Estimate, metric: MainMetric) -> str:
+    return f"{metric.value(estimate.low).removesuffix(' %')} to {metric.value(estimate.high)}"
 
 
-def _estimate(estimate: Estimate, metric: str) -> str:
-    return f"{difference(estimate.mean, metric)} ({span(estimate, metric)}, {estimate.basis})"
+def _loss(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f}" + ("" if estimate.sd is None else f" ± {estimate.sd:.4f}")
 
 
-def _signed(number: float, digits: int) -> str:
-    return f"{number:+.{digits}f}".replace("-", "−")
+def _estimate(estimate: Estimate, metric: MainMetric) -> str:
+    return f"{metric.difference(estimate.mean)} ({metric.span(estimate.low, estimate.high)}, {estimate.basis})"
 
 
 def _share(number: float) -> str:

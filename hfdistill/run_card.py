@@ -9,7 +9,7 @@ from hfdistill.config import DistillationConfig
 from hfdistill.objective import Objective
 from hfdistill.recipe import Recipe, recipe_of
 from hfdistill.report import Report, report_of
-from hfdistill.report_text import METRIC_NAMES, ROLE_NAMES, comparison
+from hfdistill.report_text import ROLE_NAMES, comparison
 from hfdistill.run_folder import RunFolder, Stage, read_json
 from hfdistill.tasks import TASKS
 
@@ -18,6 +18,11 @@ TASK_TAGS = {
     "ForSequenceClassification": "text-classification",
     "ForAudioClassification": "audio-classification",
     "ForVideoClassification": "video-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForMaskedLM": "fill-mask",
 }
 
 
@@ -28,7 +33,8 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
     """What the card says about a student of a run."""
     recipe, report = recipe_of(run.recipe), report_of(run)
     seed = stage.folder.parent.name.removeprefix("seed-")
-    numbers = report.models[stage.name]
+    metric = report.main_metric
+    published, value = metric.published(report.models[stage.name].by_seed[int(seed)])
     teacher = recipe.teacher.model or str(run.teacher.facts.get("model") if run.teacher else recipe.teacher.config)
     started = recipe.student.model or (recipe.teacher.model if recipe.student.from_teacher is not None else None)
     return CardFacts(
@@ -48,7 +54,7 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
         dataset=_dataset(recipe),
         dataset_name=recipe.data.name,
         dataset_split=recipe.data.test_split or "held-out part of the train split",
-        results=(ResultFacts(report.metric, METRIC_NAMES[report.metric], numbers.by_seed[int(seed)]),),
+        results=(ResultFacts(published, metric.name, value),),
         report=_results(report, stage, seed),
         versions=report.machine["versions"],
     )

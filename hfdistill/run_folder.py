@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from hfdistill.errors import HfDistillError
-from hfdistill.metrics import check_problem_type
+from hfdistill.score_sheet import ScoreSheet, sheet_of
 
 TEACHER = "teacher"
 SEED_STAGES = ("control", "student", "finetuned")
@@ -23,13 +21,12 @@ SEED_STAGES = ("control", "student", "finetuned")
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished stage: the facts of its stage.json, and its logits and labels over the test split."""
+    """One finished stage: the facts of its stage.json, and its scores over the test split."""
 
     name: str
     folder: Path
     facts: Mapping[str, Any]
-    logits: NDArray[Any]
-    labels: NDArray[Any]
+    sheet: ScoreSheet
 
 
 @dataclass(frozen=True)
@@ -113,16 +110,12 @@ def _stage_or_none(folder: Path, unfinished: list[str]) -> Stage | None:
     facts = read_json(folder / "stage.json")
     if "problem_type" not in facts:
         raise _unreadable(folder / "stage.json", "it has no problem_type")
-    check_problem_type(facts["problem_type"])
     predictions = folder / "predictions.safetensors"
     try:
-        tensors = load_file(predictions)
-        logits, labels = np.asarray(tensors["logits"]), np.asarray(tensors["labels"])
-    except (OSError, SafetensorError, KeyError) as error:
+        sheet = sheet_of(facts["problem_type"], load_file(predictions))
+    except (OSError, SafetensorError, HfDistillError) as error:
         raise _unreadable(predictions, error) from error
-    if logits.ndim != 2 or not len(logits) or len(logits) != len(labels):
-        raise _unreadable(predictions, f"it has logits of shape {logits.shape} for labels of shape {labels.shape}")
-    return Stage(folder.name, folder, facts, logits, labels)
+    return Stage(folder.name, folder, facts, sheet)
 
 
 def _seed_of(folder: Path) -> int:
@@ -135,11 +128,10 @@ def _seed_of(folder: Path) -> int:
 def _check_same_test_split(run: RunFolder) -> None:
     first, *others = run.stages
     for stage in others:
-        same = stage.logits.shape == first.logits.shape and np.array_equal(stage.labels, first.labels, equal_nan=True)
-        if not same or stage.facts["problem_type"] != first.facts["problem_type"]:
+        if not stage.sheet.same_split(first.sheet) or stage.facts["problem_type"] != first.facts["problem_type"]:
             raise HfDistillError(
                 f"got predictions in {stage.folder} over other examples or classes than in {first.folder} "
-                f"({stage.logits.shape} against {first.logits.shape}), expected the same test split for every stage; "
+                f"({stage.sheet.shape} against {first.sheet.shape}), expected the same test split for every stage; "
                 f"remove {stage.folder} and run the recipe again"
             )
 

@@ -25,10 +25,15 @@ def label_column() -> np.ndarray:
 
 
 def write_stage(folder: Path, logits: np.ndarray, labels: np.ndarray | None = None, **facts: Any) -> None:
-    """A finished stage."""
-    folder.mkdir(parents=True)
+    """A finished stage of a classifier or a regression."""
     labels = label_column() if labels is None else labels
-    save_file({"logits": logits.astype(np.float32), "labels": labels}, folder / "predictions.safetensors")
+    write_columns(folder, {"logits": logits.astype(np.float32), "labels": labels}, **facts)
+
+
+def write_columns(folder: Path, columns: Mapping[str, np.ndarray], **facts: Any) -> None:
+    """A finished stage of any task."""
+    folder.mkdir(parents=True)
+    save_file(dict(columns), folder / "predictions.safetensors")
     stage = {
         "stage": folder.name,
         "seed": 1,
@@ -58,13 +63,19 @@ def write_run(
     recipe: str = "student: {model: some/student}\n",
 ) -> Path:
     """A run whose stages get so many of the thousand test examples right."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(recipe)
+    write_frame(folder, recipe)
     if teacher is not None:
         write_stage(folder / "teacher", classes(teacher), seed=None, revision="abc123")
     for seed, stages in seeds.items():
         for name, right in stages.items():
             write_stage(folder / f"seed-{seed}" / name, classes(right), seed=seed)
+    return folder
+
+
+def write_frame(folder: Path, recipe: str = "student: {model: some/student}\n") -> None:
+    """What a run has beside its stages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(recipe)
     speed = {
         "threads": 1,
         "device": "cpu",
@@ -75,4 +86,62 @@ def write_run(
         },
     }
     (folder / "speed.json").write_text(json.dumps(speed))
+
+
+TOKENS = 50
+"""A text has so many, and every second text half of them."""
+
+
+def text_lengths(examples: int = 40) -> np.ndarray:
+    return np.where(np.arange(examples) % 2, TOKENS / 2, TOKENS)
+
+
+def language_columns(loss: float, *, spread: float = 0.0, followed: bool = True) -> dict[str, np.ndarray]:
+    """Texts with a mean loss a token; `spread` goes up and down from text to text. Two of five tokens are right."""
+    tokens = text_lengths()
+    up_and_down = np.where(np.arange(len(tokens)) % 4 < 2, spread, -spread)
+    columns = {"loss_sum": (loss + up_and_down) * tokens, "tokens": tokens, "correct": 0.4 * tokens}
+    return columns | (followed_columns(tokens) if followed else {})
+
+
+def followed_columns(tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """A student that agrees with its teacher on four of five tokens, 0.3 nats away."""
+    return {
+        "kl_sum": 0.3 * tokens,
+        "agree": 0.8 * tokens,
+        "compared": tokens,
+        "teacher_wrong_student_right": np.ones_like(tokens),
+        "teacher_right_student_wrong": 2 * np.ones_like(tokens),
+    }
+
+
+def tag_columns(right: int, predicted: int, *, followed: bool = True) -> dict[str, np.ndarray]:
+    """Sentences of four entities, so many of them right and so many predicted; every fourth sentence is missed."""
+    tokens = text_lengths()
+    found = np.arange(len(tokens)) % 4 > 0
+    columns = {
+        "loss_sum": 0.5 * tokens,
+        "tokens": tokens,
+        "correct": 0.9 * tokens,
+        "true_positive": found * float(right),
+        "predicted": found * float(predicted),
+        "gold": np.full(len(tokens), 4.0),
+    }
+    return columns | (followed_columns(tokens) if followed else {})
+
+
+def write_sum_run(
+    folder: Path,
+    problem_type: str,
+    teacher: Mapping[str, np.ndarray] | None,
+    seeds: Mapping[int, Mapping[str, Mapping[str, np.ndarray]]],
+    **facts: Any,
+) -> Path:
+    """A run over texts, from each stage's columns."""
+    write_frame(folder)
+    if teacher is not None:
+        write_columns(folder / "teacher", teacher, seed=None, problem_type=problem_type, **facts)
+    for seed, stages in seeds.items():
+        for name, columns in stages.items():
+            write_columns(folder / f"seed-{seed}" / name, columns, seed=seed, problem_type=problem_type, **facts)
     return folder
