@@ -202,8 +202,11 @@ def check_same_problem(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def input_differences(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """What the configs of two models say against feeding both the same tensors: vocabulary, channels, fixed sizes."""
+def input_differences(student: nn.Module, teacher: nn.Module, *, vocabulary: bool = True) -> list[str]:
+    """What the configs of two models say against feeding both the same tensors: vocabulary, channels, fixed sizes.
+
+    Without `vocabulary` its size is not looked at, where the tokens have been compared already.
+    """
     student, teacher = bare(student), bare(teacher)
     if not (isinstance(student, PreTrainedModel) and isinstance(teacher, PreTrainedModel)):
         return []
@@ -211,7 +214,10 @@ def input_differences(student: nn.Module, teacher: nn.Module) -> list[str]:
     ours, theirs = student.config.to_dict(), teacher.config.to_dict()
     if student.main_input_name != teacher.main_input_name:
         differences.append(f"input {student.main_input_name!r} against {teacher.main_input_name!r}")
-    for key, what in (("vocab_size", "vocabulary"), ("num_channels", "channels")):
+    sizes = [("num_channels", "channels")]
+    if vocabulary:
+        sizes.insert(0, ("vocab_size", "vocabulary"))
+    for key, what in sizes:
         if ours.get(key) is not None and theirs.get(key) is not None and ours[key] != theirs[key]:
             differences.append(f"{what} {ours[key]} against {theirs[key]}")
     vision_transformer = "patch_size" in ours and "patch_size" in theirs

@@ -179,13 +179,17 @@ class Logits(Comparison):
         """One value a row."""
         if context.targets is None:
             raise HfDistillError(f"{self!r} needs a teacher; pass teacher_model.")
-        student, teacher = context.rows.every(context.logits), context.rows.every(context.targets.logits)
-        if student.shape[:1] != teacher.shape[:1]:
-            raise HfDistillError(
-                f"The student gives logits of shape {tuple(context.logits.shape)} and the teacher "
-                f"{tuple(context.targets.logits.shape)}; expected the same places in both. They have to read the same "
-                "tokens, frames or pixels: one tokenizer or processor for both, with the same maximum length."
-            )
+        given = context.targets.logits
+        # Rows are picked by their number, which means the same place in equal shapes only.
+        if context.rows.every.index is not None and context.logits.shape[:-1] != given.shape[:-1]:
+            raise HfDistillError(different_places(context))
+        student, teacher = context.rows.every(context.logits), context.rows.every(given)
+        if context.task.compared is not None:
+            student = student[:, : context.task.compared]
+        if student.shape[:1] != teacher.shape[:1] or (
+            context.task.classes is Classes.PLACES and student.shape != teacher.shape
+        ):
+            raise HfDistillError(different_places(context))
         if student.shape != teacher.shape and context.task.classes is not Classes.COORDINATES:
             raise HfDistillError(
                 f"The student gives {student.shape[-1]} logits a row and the teacher {teacher.shape[-1]}; expected the "
@@ -225,6 +229,16 @@ class Logits(Comparison):
                 f"{type(student).__name__} and the teacher a {type(teacher).__name__}, not both of that kind. Expected "
                 "a loss over their softmax: objective=Objective([TaskLoss(), Logits('forward_kl', temperature=2.0)])."
             )
+
+
+def different_places(context: StepContext) -> str:
+    """What to say of two models whose logits are about different tokens, frames or pixels."""
+    theirs = None if context.targets is None else tuple(context.targets.logits.shape)
+    return (
+        f"The student gives logits of shape {tuple(context.logits.shape)} and the teacher {theirs}; expected the same "
+        "places in both. They have to read the same tokens, frames or pixels: one tokenizer or processor for both, "
+        "with the same maximum length."
+    )
 
 
 def loss_named(loss: Loss | str) -> Loss:

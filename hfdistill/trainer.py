@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput
 
-from hfdistill import contract, loading
+from hfdistill import contract, loading, vocabulary
 from hfdistill._version import __version__
 from hfdistill.arguments import checked_args, first_example, label_of, teacher_module
 from hfdistill.boxes import with_pairs
@@ -91,8 +91,11 @@ class DistillationTrainer(Trainer):
             self.label_names = list(self.task.label_names)
         self._objective_given = objective
         self._choose_objective()
-        self.teacher = self._teacher(teacher, row)
+        teacher_processing_class = self._processing_class_of(teacher, teacher_processing_class)
+        self.tokens = vocabulary.VocabularyAlignment()
+        self.teacher = self._teacher(teacher, row, teacher_processing_class)
         self.views = Views(self.model, teacher, self.label_names, self.task)
+        self.views.translate = self.tokens.translation(self.task)
         self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
 
@@ -107,7 +110,7 @@ class DistillationTrainer(Trainer):
         self.train_parts = PartSums(names, needs_labels, self.args.device)
         self.eval_parts = PartSums(names, needs_labels, self.args.device)
 
-    def _teacher(self, teacher: nn.Module | None, row: Task) -> Teacher | None:
+    def _teacher(self, teacher: nn.Module | None, row: Task, processing_class: Any) -> Teacher | None:
         if teacher is None:
             if self.objective.needs_teacher:
                 raise HfDistillError(
@@ -128,6 +131,11 @@ class DistillationTrainer(Trainer):
         read, theirs = self.task.logits, fitted(row, contract.bare(teacher)).layout
         if isinstance(self.task.layout, Queries) and isinstance(theirs, Queries):
             read, columns = TeacherLogits(self.task.layout, theirs, columns), None
+        self.tokens = vocabulary.aligned_tokens(row, self.model, teacher, self.processing_class, processing_class)
+        if self.tokens.columns is not None:
+            vocabulary.check_losses(self.objective, self.tokens)
+            self.task = replace(self.task, compared=self.tokens.compared)
+            read = vocabulary.AlignedLogits(read, self.tokens.columns)
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         return LiveTeacher(prepared, columns, read, (*self.objective.fields, *self.task.fields))
 
@@ -135,9 +143,6 @@ class DistillationTrainer(Trainer):
         if any(key.startswith(TEACHER_PREFIX) for key in example):
             self._reads_raw_columns = False
             return
-        if teacher is not None and processing_class is None and self.teacher_name is not None:
-            revision = self.args.teacher_model_revision
-            processing_class = loading.processing_class_beside(self.teacher_name, revision, self.processing_class)
         differences = self._view_differences(teacher, processing_class)
         unprocessed = bool(example) and not any(key in self.views.student_names for key in example)
         self._reads_raw_columns = bool(differences) or (unprocessed and self.processing_class is not None)
@@ -156,9 +161,17 @@ class DistillationTrainer(Trainer):
             self.data_collator, self.processing_class, teachers_own, self.views, self.args.input_columns
         )
 
+    def _processing_class_of(self, teacher: nn.Module | None, given: Any) -> Any:
+        if given is not None or teacher is None or self.teacher_name is None:
+            return given
+        revision = self.args.teacher_model_revision
+        return loading.processing_class_beside(self.teacher_name, revision, self.processing_class)
+
     def _view_differences(self, teacher: nn.Module | None, processing_class: Any) -> list[str]:
         if teacher is None:
             return []
+        if vocabulary.reads_tokens(self.task):
+            return contract.input_differences(self.model, teacher, vocabulary=False)
         if processing_class is not None and self.processing_class is not None:
             return contract.processing_differences(self.processing_class, processing_class)
         return contract.input_differences(self.model, teacher)
@@ -254,7 +267,7 @@ class DistillationTrainer(Trainer):
         if context.targets is not None:
             self.faults.teacher_logits(context.targets.logits, where, step)
         if self.task.integer_labels:
-            self.faults.labels(context.rows, context.logits.shape[-1], where, step)
+            self.faults.labels(context.rows, self.task.compared or context.logits.shape[-1], where, step)
 
     # ---- logs and evaluation -------------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ from hfdistill.tasks import Task
 from hfdistill.tasks.layouts import output_field
 
 TEACHER_PREFIX = "teacher_"
+# What padding-free collators add to position_ids, for attention (and state-space) kernels.
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 # Asks some models for a loss that would be computed beside ours.
 RETURN_LOSS = "return_loss"
 
@@ -25,9 +27,14 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 def accepted_names(model: nn.Module) -> list[str]:
-    """Names of the arguments that a model's forward takes; empty for one that takes anything (`*args, **kwargs`)."""
+    """Names of the arguments that a model's forward takes; empty for one that takes anything (`*args, **kwargs`).
+
+    Where it passes further ones on, those belong to it that say where packed sequences begin.
+    """
     parameters = inspect.signature(bare(model).forward).parameters.values()
-    return [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    names = [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    passes_on = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    return [*names, *PACKING] if names and passes_on else names
 
 
 class Views:
@@ -46,6 +53,8 @@ class Views:
         self.label_names = tuple(label_names)
         self.labels_for_student = task is not None and task.loss_inside
         self._models = {"student": student, "teacher": teacher}
+        # Brings the student's token ids to the teacher's, where they differ.
+        self.translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -66,7 +75,12 @@ class Views:
         own = {
             key.removeprefix(TEACHER_PREFIX): value for key, value in batch.items() if key.startswith(TEACHER_PREFIX)
         }
-        return self._chosen(own or batch, self.teacher_names, "teacher")
+        shared = batch if self.translate is None else self.translate(batch)
+        if not own:
+            return self._chosen(shared, self.teacher_names, "teacher")
+        # A view of one's own is of what the encoder reads; the decoder reads the same tokens in both models.
+        decoders = {key: shared[key] for key in shared if key.startswith("decoder_") or key in self.label_names}
+        return self._chosen(decoders | own, self.teacher_names, "teacher")
 
     def _chosen(self, batch: Mapping[str, Any], names: Sequence[str], role: str) -> dict[str, Any]:
         unread = (*self.label_names, RETURN_LOSS)

@@ -46,6 +46,7 @@ LAYERS = {
     "trainer": 3,
     "views": 3,
     "vocabulary": 3,
+    "vocabulary": 3,
     "compression": 4,
     "data": 4,
     "doctor": 4,

@@ -40,7 +40,8 @@ class Task:
     `auto_classes` are the names of the Transformers auto classes that load such heads. `labelled` is False where there
     is nothing but a teacher to learn from. `predictions` are the outputs that evaluation keeps, all of them by default;
     `logits` there stands for what the layout reads. `unread` begins the names of parameters without a say in the
-    logits, which may be untrained.
+    logits, which may be untrained. `compared` is how many classes, from the first one on, a divergence compares, where
+    the rest of the student's head is padding that stands for nothing; None: all.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Task:
     labelled: bool = True
     predictions: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    compared: int | None = None
 
     @property
     def loss_inside(self) -> bool:
