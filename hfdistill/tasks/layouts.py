@@ -170,8 +170,8 @@ class Tokens:
 class Spans:
     """Two distributions an example over its tokens: where an answer starts, and where it ends.
 
-    A label outside the tokens (an answer that was cut off) or on padding does not count; at padding the logits are -inf,
-    so that its probability is 0.
+    A label outside the tokens (an answer that was cut off) or on padding does not count; at padding the logits are
+    -inf, so that its probability is 0.
     """
 
     outputs: tuple[str, str] = ("start_logits", "end_logits")
