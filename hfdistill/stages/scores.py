@@ -11,12 +11,12 @@ from transformers import PreTrainedModel, PrinterCallback
 
 from hfdistill.config import DistillationConfig
 from hfdistill.data import Examples, LabelSpace, whole_batch
-from hfdistill.data.labels import LANGUAGE_TASKS
 from hfdistill.knowledge import StepContext, TaskLoss
 from hfdistill.losses import forward_kl
-from hfdistill.metrics_text import entity_counts, perplexity
+from hfdistill.metrics_text import entity_counts
 from hfdistill.objective import Objective
 from hfdistill.rows import Rows
+from hfdistill.sum_sheet import SumSheet
 from hfdistill.trainer import DistillationTrainer
 
 ENTITIES = ("true_positive", "predicted", "gold")
@@ -34,12 +34,7 @@ class Scores:
 
     def metrics(self, space: LabelSpace) -> dict[str, float]:
         """The task's metrics and the mean loss against the labels."""
-        sums = {name: float(column.sum()) for name, column in self.columns.items()}
-        loss = sums["loss_sum"] / max(sums["tokens"], 1)
-        found = {"loss": loss, "accuracy": sums["correct"] / max(sums["tokens"], 1)}
-        if space.problem_type in LANGUAGE_TASKS:
-            return found | {"perplexity": perplexity(loss)}
-        return found | {"f1": 2 * sums["true_positive"] / max(sums["predicted"] + sums["gold"], 1)}
+        return SumSheet(space.problem_type, {name: column.numpy() for name, column in self.columns.items()}).metrics()
 
 
 def scores(
