@@ -23,8 +23,10 @@ from hfdistill import (
 )
 from hfdistill.boxes import with_pairs
 from hfdistill.knowledge import StepContext
+from hfdistill.recipe.objective import terms_of
 from hfdistill.rows import RowCounts
 from hfdistill.tasks import TASKS, Queries, TeacherLogits, fitted, task_of
+from hfdistill.tasks.objects import collated
 from hfdistill.teachers import Targets
 from tests import tiny_queries
 from tests.trainer.trajectory import freeze_batch_norm
@@ -133,6 +135,39 @@ def test_of_many_queries_the_teachers_most_confident_are_taught() -> None:
     torch.testing.assert_close(Boxes().values(context), torch.zeros(2), rtol=0, atol=1e-5)
 
 
+def test_background_never_pulls_an_object_away() -> None:
+    # One object and one background query of the teacher, the student's boxes beside them, all of one size; x only.
+    logits = torch.tensor([[[60.0, 0, 0, 0], [0, 0, 0, 60.0]]])
+
+    def at(*places: float) -> dict[str, torch.Tensor]:
+        return {"logits": logits, "pred_boxes": torch.tensor([[[x, 0.5, 0.2, 0.2] for x in places]])}
+
+    student, teacher = at(0.45, 0.6) | {"logits": torch.zeros(1, 2, 4)}, at(0.5, 0.2)
+    # 0.45 to the object and 0.6 to nothing move 0.05 + 0.4, the other way 0.1 + 0.25: less, but not where it counts.
+    pairs = TASKS["object_detection"].layout.pairs(student["logits"], student, logits, teacher)
+    torch.testing.assert_close(pairs.boxes[0][0, :, 0], torch.tensor([0.45, 0.6]))
+
+
+def test_only_the_queries_of_inference_are_kept() -> None:
+    numbers = torch.arange(6)[None, :, None]
+    noise = {"denoising_meta_values": {"dn_num_split": [4, 2]}}
+    assert Queries().kept(numbers, noise).flatten().tolist() == [4, 5]
+    assert Queries(queries=2).kept(numbers, {}).flatten().tolist() == [0, 1]
+    assert Queries().kept(numbers, {"denoising_meta_values": None}).shape == (1, 6, 1)
+
+
+@pytest.mark.parametrize("architecture", ["rt_detr", "lw_detr"])
+def test_training_matches_the_queries_of_inference(architecture: str, tmp_path: Path) -> None:
+    job = trainer(architecture, tmp_path)
+    batch = collated(job.train_dataset)
+    assert next(iter(batch)) == "pixel_values"
+    job.model.train()
+    outputs, context = job.outputs_and_context(job.model, batch)
+    assert outputs.logits.shape[1] > 5 and context.logits.shape[1] == 5
+    kept = outputs.logits[:, -5:] if architecture == "rt_detr" else outputs.logits[:, :5]
+    assert torch.equal(context.logits.sum(), kept.sum()) or torch.allclose(context.logits.sum(1), kept.sum(1))
+
+
 def test_masks_of_another_size_are_resized() -> None:
     teacher = sets(0)
     large = teacher | {"pred_masks": teacher["pred_masks"].repeat_interleave(2, -1).repeat_interleave(2, -2)}
@@ -198,15 +233,19 @@ def test_heads_train_evaluate_predict_and_are_saved(architecture: str, tmp_path:
     predicted = job.predict(tiny_queries.examples(architecture))
     assert [len(each) for each in predicted.predictions] == [8, 8]
     assert predicted.predictions[0].shape[1] == 5  # training's denoised queries and groups are not there
+    pixels = {"pixel_values": torch.stack([row["pixel_values"] for row in tiny_queries.examples(architecture)])}
+    with torch.no_grad():
+        outputs = job.model.eval()(**pixels)
+    for name, value in zip(job.task.predictions, predicted.predictions, strict=True):
+        torch.testing.assert_close(torch.tensor(value), outputs[name], rtol=1e-3, atol=1e-3)
     classes = predicted.label_ids[1 if second == "masks" else 0]
     assert classes.shape[0] == 8 and (classes == -100).any() and (classes >= 0).any()
     job.save_model(str(tmp_path / "saved"))
     again = type(job.model).from_pretrained(tmp_path / "saved").eval()
-    pixels = {"pixel_values": torch.stack([row["pixel_values"] for row in tiny_queries.examples(architecture)])}
     with torch.no_grad():
-        for one, other in zip(again(**pixels).values(), job.model.eval()(**pixels).values(), strict=True):
-            if isinstance(one, torch.Tensor):
-                torch.testing.assert_close(one, other)
+        reloaded = again(**pixels)
+    for name in job.task.predictions:
+        torch.testing.assert_close(reloaded[name], outputs[name])
 
 
 @pytest.mark.parametrize("architecture", ["detr", "rt_detr", "mask2former"])
@@ -265,6 +304,14 @@ def test_one_class_is_enough_beside_no_object(tmp_path: Path) -> None:
     assert [term.name for term in job.objective.terms] == ["task", "kd", "boxes"]
 
 
+def test_recipes_name_the_terms() -> None:
+    boxes, masks = terms_of([{"boxes": {"l1": 3}}, {"masks": {"weight": 0.5, "dice": 0}}], "objective")
+    assert repr(boxes) == "Boxes(weight=1, l1=3, giou=2)"
+    assert repr(masks) == "Masks(weight=0.5, pixels=5, dice=0)"
+    with pytest.raises(HfDistillError, match="did you mean"):
+        terms_of([{"boxes": {"gious": 3}}], "objective")
+
+
 # ---- what a user can get wrong ----------------------------------------------------------------------------------
 
 
@@ -314,6 +361,18 @@ def test_terms_refuse_tasks_without_boxes_or_masks(tmp_path: Path) -> None:
         Boxes(l1=-1)
     with pytest.raises(HfDistillError, match="sigmoid for each class and the student a softmax"):
         trainer("detr", tmp_path, teacher=tiny_queries.model("conditional_detr", seed=2))
+
+
+def test_outputs_that_are_no_set_an_example_are_named() -> None:
+    outputs = sets(0)
+    rows = TASKS["instance_segmentation"].rows({"pixel_values": torch.zeros(1, 3, 4, 4)})
+    context = StepContext(outputs["logits"], Targets(outputs["logits"], outputs), rows, TASKS["instance_segmentation"])
+    with pytest.raises(HfDistillError, match="1 examples came, for which the student gives 2"):
+        with_pairs(context, outputs)
+    with pytest.raises(HfDistillError, match="gives 4 class logits a query for 5 classes"):
+        Queries(classes=5).logits(outputs, {})
+    with pytest.raises(HfDistillError, match="needs a teacher"):
+        Boxes().values(context)
 
 
 def test_pictures_of_different_sizes_are_named(tmp_path: Path) -> None:
