@@ -46,7 +46,6 @@ LAYERS = {
     "trainer": 3,
     "views": 3,
     "vocabulary": 3,
-    "vocabulary": 3,
     "compression": 4,
     "data": 4,
     "doctor": 4,
@@ -67,6 +66,7 @@ LAYERS = {
     "stages": 4,
     "students": 4,
     "sum_sheet": 4,
+    "trainer_metrics": 4,
     "__main__": 5,
     "cli": 5,
 }
