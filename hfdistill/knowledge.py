@@ -179,11 +179,11 @@ class Logits(Comparison):
         """One value a row."""
         if context.targets is None:
             raise HfDistillError(f"{self!r} needs a teacher; pass teacher_model.")
-        given = context.targets.logits
+        matched = context.task.matched(context.targets.logits, context.logits)
         # Rows are picked by their number, which means the same place in equal shapes only.
-        if context.rows.every.index is not None and context.logits.shape[:-1] != given.shape[:-1]:
+        if context.rows.every.index is not None and context.logits.shape[:-1] != matched.shape[:-1]:
             raise HfDistillError(different_places(context))
-        student, teacher = context.rows.every(context.logits), context.rows.every(given)
+        student, teacher = context.rows.every(context.logits), context.rows.every(matched)
         if context.task.compared is not None:
             student = student[:, : context.task.compared]
         if student.shape[:1] != teacher.shape[:1] or (

@@ -85,6 +85,7 @@ class DistillationTrainer(Trainer):
         example = first_example(self.train_dataset)
         row = named_task(task) if task is not None else task_of(contract.bare(self.model), label_of(example))
         self.task = fitted(row, contract.bare(self.model))
+        self.task = self.task.bound(contract.bare(self.model))
         if isinstance(self.task.layout, Queries) and trainer_kwargs.get("data_collator") is None:
             self.data_collator = collated
         if self.args.label_names is None or not self.task.label_names:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from hfdistill.errors import HfDistillError
@@ -38,6 +39,19 @@ class Layout(Protocol):
 
     def label_logits(self, logits: torch.Tensor, rows: BatchRows) -> torch.Tensor:
         """The logits that the labels are held against, a row each."""
+        ...
+
+
+@runtime_checkable
+class ModelLayout(Layout, Protocol):
+    """A layout whose rows follow from the models: how many frames one makes of a sound, how large its maps are."""
+
+    def bound(self, model: nn.Module, task: Task) -> Task:
+        """The task with all that it has to know of the student."""
+        ...
+
+    def matched(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits at the places of the student's; raises HfDistillError where they have none in common."""
         ...
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from hfdistill.losses import bernoulli_kl, cosine_distance, forward_kl, logit_mse
 from hfdistill.tasks.embeddings import PooledTokens
+from hfdistill.tasks.frames import Frames, Transcripts, transcript_loss
 from hfdistill.tasks.label_losses import binary_cross_entropy, cross_entropy, squared_error
 from hfdistill.tasks.layouts import Spans, Tokens
 from hfdistill.tasks.pairs import EMBEDDING_FIELDS, ImageTextPairs, pairwise_sigmoid
+from hfdistill.tasks.pixels import Depths, Pixels, pixel_cross_entropy, squared_depth_error
 from hfdistill.tasks.queries import Queries
 from hfdistill.tasks.task import Classes, Task
 
@@ -135,6 +137,39 @@ TASKS: dict[str, Task] = {
             labelled=False,
             predictions=("logits",),
             unread=("pooler.",),
+        ),
+        Task(
+            "semantic_segmentation",
+            forward_kl,
+            pixel_cross_entropy,
+            Pixels(),
+            auto_classes=("AutoModelForSemanticSegmentation",),
+            unread=("auxiliary_head.",),
+        ),
+        Task(
+            "depth_estimation",
+            logit_mse,
+            squared_depth_error,
+            Depths(),
+            integer_labels=False,
+            classes=Classes.VALUES,
+            auto_classes=("AutoModelForDepthEstimation",),
+            predictions=("predicted_depth",),
+        ),
+        Task(
+            "ctc",
+            forward_kl,
+            transcript_loss,
+            Transcripts(),
+            classes=Classes.VOCABULARY,
+            auto_classes=("AutoModelForCTC",),
+        ),
+        Task(
+            "audio_frame_classification",
+            forward_kl,
+            cross_entropy,
+            Frames(),
+            auto_classes=("AutoModelForAudioFrameClassification",),
         ),
     )
 }

@@ -8,10 +8,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from hfdistill.errors import HfDistillError
 from hfdistill.rows import BatchRows
-from hfdistill.tasks.layouts import EXAMPLES
+from hfdistill.tasks.layouts import EXAMPLES, ModelLayout
 from hfdistill.tasks.queries import Queries
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ class Task:
     def fields(self) -> tuple[str, ...]:
         """The teacher's outputs that the task needs beside its logits."""
         return self.layout.fields if isinstance(self.layout, Queries) else ()
+
+    def bound(self, student: nn.Module) -> Task:
+        """The row with what it has to know of the student, such as how many frames it makes of a sound."""
+        return self.layout.bound(student, self) if isinstance(self.layout, ModelLayout) else self
+
+    def matched(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """The teacher's logits at the places of the student's: the same pixels, the same frames."""
+        return self.layout.matched(teacher, student) if isinstance(self.layout, ModelLayout) else teacher
 
     def rows(self, inputs: Mapping[str, Any]) -> BatchRows:
         """Rows of a micro-batch, from its inputs alone; errors name the labels that do not fit."""
