@@ -21,6 +21,7 @@ _MODULES = {
     "Logits": "knowledge",
     "Masks": "boxes",
     "Objective": "objective",
+    "OwnBase": "teachers",
     "TaskLoss": "knowledge",
     "student_from_teacher": "students",
 }
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from hfdistill.knowledge import TaskLoss as TaskLoss
     from hfdistill.objective import Objective as Objective
     from hfdistill.students import student_from_teacher as student_from_teacher
+    from hfdistill.teachers import OwnBase as OwnBase
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer
 else:
     # Hidden from type checkers, which would otherwise let every misspelt name through.

@@ -14,6 +14,7 @@ from hfdistill import loading
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
 from hfdistill.objective import Objective
+from hfdistill.teachers import OwnBase
 
 
 def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
@@ -37,10 +38,10 @@ def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, A
 
 
 def teacher_module(
-    teacher: nn.Module | str | None, args: DistillationConfig, objective: Objective | None
+    teacher: nn.Module | OwnBase | str | None, args: DistillationConfig, objective: Objective | None
 ) -> tuple[nn.Module | None, str | None]:
-    """The teacher as a module, and the name that it was loaded by, where it has one."""
-    if objective is not None and not objective.needs_teacher:
+    """The teacher as a module of its own, if it is one, and the name that it was loaded by, where it has one."""
+    if isinstance(teacher, OwnBase) or (objective is not None and not objective.needs_teacher):
         return None, None
     if teacher is None:
         teacher = args.teacher_model_name_or_path

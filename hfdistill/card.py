@@ -2,8 +2,9 @@
 
 Nothing here reads a run or a trainer: whoever has one fills in `CardFacts`. The Hub knows four relations to a base
 model (finetune, adapter, quantized, merge) and none for distillation. `base_model` is therefore the checkpoint that the
-student's weights started from, with the relation finetune; a student that started from random weights has none. The
-teacher stands in the text, in the tag `knowledge-distillation` and in the key `teacher_model`.
+student's weights started from, with the relation finetune, or the one that its adapters belong to, with the relation
+adapter; a student that started from random weights has none. The teacher stands in the text, in the tag
+`knowledge-distillation` and in the key `teacher_model`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hfdistill.knowledge import Comparison, loss_name
 from hfdistill.objective import Objective
 
 TAGS = ("knowledge-distillation", "hfdistill")
-RELATION = "finetune"
+FINETUNE, ADAPTER = "finetune", "adapter"
 BEGIN, END = "<!-- hfdistill: begin -->", "<!-- hfdistill: end -->"
 LICENCE_SECONDS = 10
 # Trainer (5.23) calls a model without a checkpoint a fine-tuned version of nothing.
@@ -70,6 +71,7 @@ class CardFacts:
     teacher_training: str | None = None
     teacher_licence: str | None = None
     base_model: str | None = None
+    adapter: bool = False
     start: str | None = None
     task: str | None = None
     dataset: str | None = None
@@ -159,11 +161,11 @@ def _extended(card: ModelCard, facts: CardFacts) -> ModelCard:
     data: Any = card.data
     tags = TAGS if facts.distilled else TAGS[1:]
     data.tags = list(dict.fromkeys([*(data.tags or []), *tags]))
-    data.library_name = data.library_name or "transformers"
+    data.library_name = "peft" if facts.adapter else data.library_name or "transformers"
     data.pipeline_tag = data.pipeline_tag or facts.task
     # What Trainer guessed may be the description of a config or a local folder, which the Hub refuses.
     data.base_model = hub_id(facts.base_model)
-    data["base_model_relation"] = RELATION if data.base_model else None
+    data["base_model_relation"] = (ADAPTER if facts.adapter else FINETUNE) if data.base_model else None
     data["teacher_model"] = hub_id(facts.teacher)
     if hub_id(facts.dataset):
         data.datasets = facts.dataset

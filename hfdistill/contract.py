@@ -47,6 +47,19 @@ def bare(model: nn.Module) -> nn.Module:
     return model
 
 
+def base_parameters(model: nn.Module, replaced: bool = False) -> dict[str, nn.Parameter]:
+    """A model's parameters by name, without those of adapters (PEFT).
+
+    A head of which an adapter trains a copy has been replaced by it; `replaced` gives such heads too.
+    """
+    parameters = dict(model.named_parameters())
+    if bare(model) is model:
+        return parameters
+    adapters: Any = model.peft_config
+    base = {name: value for name, value in parameters.items() if not set(name.split(".")) & set(adapters)}
+    return {name: value for name, value in base.items() if replaced or ".original_module." not in name}
+
+
 def class_names(model: nn.Module) -> list[str] | None:
     """The names of a model's classes in order of index, or None for a module without a Transformers config."""
     model = bare(model)
@@ -143,8 +156,11 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 def check_distinct(student: nn.Module, teacher: nn.Module) -> None:
     """Refuse a teacher that is the student, or that shares a trainable parameter with it: freezing one freezes both."""
-    if student is teacher:
-        raise HfDistillError("Student and teacher are the same object; pass copy.deepcopy(model) as the teacher.")
+    if bare(student) is bare(teacher):
+        raise HfDistillError(
+            "Student and teacher are the same object; pass copy.deepcopy(model) as the teacher, or, if the student has "
+            "adapters, teacher_model=OwnBase()."
+        )
     trainable = {id(parameter): name for name, parameter in student.named_parameters() if parameter.requires_grad}
     for name, parameter in teacher.named_parameters():
         if id(parameter) in trainable:
@@ -154,14 +170,16 @@ def check_distinct(student: nn.Module, teacher: nn.Module) -> None:
             )
 
 
-def fresh_parameters(model: nn.Module) -> list[str]:
+def fresh_parameters(model: nn.Module, replaced: bool = False) -> list[str]:
     """Names of parameters that `from_pretrained` found in no checkpoint and that nobody has trained since.
 
     Transformers 5 marks every loaded parameter (`_is_hf_initialized`) and leaves new ones unmarked; a tensor's version
     counts its in-place changes, one for the initialisation and more as soon as an optimizer has stepped. A model built
-    from a config alone carries no marks, so nothing can be told of it and nothing is reported.
+    from a config alone carries no marks, so nothing can be told of it and nothing is reported; the same for quantised
+    tensors, which are made anew when they are moved. Adapters do not count; `replaced` is that of `base_parameters`.
     """
-    parameters = list(model.named_parameters())
+    every = base_parameters(model, replaced).items()
+    parameters = [(name, parameter) for name, parameter in every if type(parameter) is nn.Parameter]
     loaded = [name for name, parameter in parameters if "_is_hf_initialized" in vars(parameter)]
     if not loaded:
         return []

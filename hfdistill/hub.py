@@ -16,7 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 from safetensors import SafetensorError, safe_open
 
-from hfdistill.card import extend_card
+from hfdistill.card import extend_card, hub_id
 from hfdistill.errors import HfDistillError
 from hfdistill.run_card import run_card_facts
 from hfdistill.run_folder import RunFolder, Stage, read_json, read_run
@@ -39,6 +39,9 @@ LEFT_OUT = (
 )
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+# Beside whole models and beside adapters; one that is left from a push of the other kind says how to load what is gone.
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+STALE = (*WEIGHTS, CONFIG, ADAPTER_CONFIG)
 PUBLISHED = ("finetuned", "student")
 
 
@@ -91,9 +94,9 @@ def push_folder(
 
 
 def _stale_weights(api: HfApi, repo_id: str, revision: str | None, new: set[str]) -> list[CommitOperationDelete]:
-    """Weights of an earlier push that `from_pretrained` would take instead: it prefers one file to shards."""
+    """Files of an earlier push that `from_pretrained` would take instead: it prefers one file to shards."""
     there = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if any(fnmatch(name, pattern) for pattern in WEIGHTS) and name not in new]
+    stale = [name for name in there if any(fnmatch(name, pattern) for pattern in STALE) and name not in new]
     return [CommitOperationDelete(path_in_repo=name) for name in stale]
 
 
@@ -125,7 +128,9 @@ def _published(model: Path) -> list[Path]:
 
 def _check_loadable(model: Path) -> None:
     """Refuse a folder that `from_pretrained` and the pipelines could not use."""
-    if not (model / "config.json").is_file():
+    if (model / ADAPTER_CONFIG).is_file():
+        _check_base(model)
+    elif not (model / CONFIG).is_file():
         raise HfDistillError(f"got {model} without config.json, expected a folder of save_pretrained")
     weights = [file for file in _published(model) if file.suffix == ".safetensors"]
     index = model / "model.safetensors.index.json"
@@ -146,6 +151,16 @@ def _check_loadable(model: Path) -> None:
         raise HfDistillError(
             f"got {model} without a processor, expected one of {', '.join(PROCESSORS)}: nobody could prepare inputs; "
             "call save_pretrained of the image processor or tokenizer on that folder"
+        )
+
+
+def _check_base(model: Path) -> None:
+    """Refuse adapters of a base that only this machine has."""
+    base = read_json(model / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if hub_id(base) is None:
+        raise HfDistillError(
+            f"got adapters in {model} for the base {base!r}, which nobody else has; publish the base, and write its "
+            f"name on the Hub as base_model_name_or_path into {ADAPTER_CONFIG}"
         )
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import nested_detach
@@ -18,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hfdistill import contract, loading, vocabulary
 from hfdistill._version import __version__
+from hfdistill.adapters import adapted, check_base_teaches, check_checkpoint
 from hfdistill.arguments import checked_args, first_example, label_of, teacher_module
 from hfdistill.boxes import with_pairs
 from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
@@ -31,7 +33,7 @@ from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
 from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, fitted, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
-from hfdistill.teachers import LiveTeacher, Targets, Teacher
+from hfdistill.teachers import LiveTeacher, OwnBase, OwnBaseTeacher, Targets, Teacher
 from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_mapping, fields_of, model_loss
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ class DistillationTrainer(Trainer):
     is `(1 - alpha) * task + alpha * T^2 * KL(teacher || student)` with alpha and T of `args`. `teacher_model` may be
     None only where the objective needs no teacher: that is the control. `teacher_processing_class` gives the teacher
     its own view of each raw example. `task` is a row of `hfdistill.tasks.TASKS`, its name, or a row of your own; by
-    default the model's class tells it. All other arguments are Trainer's own.
+    default the model's class tells it. `peft_config` (LoRA, ...) wraps the student: adapters alone learn and are saved,
+    and `teacher_model=OwnBase()` takes the student without them as its teacher. All other arguments are Trainer's own.
 
     The update depends on the global batch only, not on how micro-batches and processes cut it. Rows labelled -100
     (class indices) or NaN (floats) learn from the teacher alone. Logs carry each unweighted part as `loss/<term>`,
@@ -65,16 +68,20 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel | nn.Module | str | None = None,
         args: DistillationConfig | None = None,
         *,
-        teacher_model: PreTrainedModel | nn.Module | str | None = None,
+        teacher_model: PreTrainedModel | nn.Module | OwnBase | str | None = None,
         objective: Objective | None = None,
         teacher_processing_class: Any = None,
         task: Task | str | None = None,
+        peft_config: PeftConfig | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         args = checked_args(args, trainer_kwargs)
         teacher, self.teacher_name = teacher_module(teacher_model, args, objective)
         if isinstance(model, str):
             model = loading.load_student(model, teacher, args.model_init_kwargs)
+        self._peft_config = peft_config
+        if model is not None:
+            model = adapted(model, peft_config, args)
         smoothing = args.label_smoothing_factor
         if not isinstance(model, PreTrainedModel):
             # Trainer asks model.config about smoothing, which a plain module lacks; our task loss does the smoothing.
@@ -94,8 +101,9 @@ class DistillationTrainer(Trainer):
         self._choose_objective()
         teacher_processing_class = self._processing_class_of(teacher, teacher_processing_class)
         self.tokens = vocabulary.VocabularyAlignment()
-        self.teacher = self._teacher(teacher, row, teacher_processing_class)
-        self.views = Views(self.model, teacher, self.label_names, self.task)
+        own_base = isinstance(teacher_model, OwnBase) and self.objective.needs_teacher
+        self.teacher = self._own_base() if own_base else self._teacher(teacher, row, teacher_processing_class)
+        self.views = Views(self.model, self.model if own_base else teacher, self.label_names, self.task)
         self.views.translate = self.tokens.translation(self.task)
         self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
@@ -139,6 +147,16 @@ class DistillationTrainer(Trainer):
             read = vocabulary.AlignedLogits(read, self.tokens.columns)
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         return LiveTeacher(prepared, columns, read, (*self.objective.fields, *self.task.fields))
+
+    def _own_base(self) -> Teacher:
+        check_base_teaches(self.model)
+        self.teacher_name = self._start()
+        fields = (*self.objective.fields, *self.task.fields)
+        return OwnBaseTeacher(lambda: cast(PeftModel, self.model), self.task.logits, fields)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A new student, with adapters where they were asked for."""
+        return adapted(super().call_model_init(trial), self._peft_config, self.args)
 
     def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:
         if any(key.startswith(TEACHER_PREFIX) for key in example):
@@ -332,6 +350,8 @@ class DistillationTrainer(Trainer):
         if isinstance(self.model, PreTrainedModel) and self._is_whole(resume_from_checkpoint):
             restore(self.model, resume_from_checkpoint)
         else:
+            if isinstance(self.model, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                check_checkpoint(self.model, resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
@@ -349,17 +369,20 @@ class DistillationTrainer(Trainer):
             extend_card(Path(self.args.output_dir or "."), self._card_facts())
 
     def _card_facts(self) -> CardFacts:
-        bare = contract.bare(self.model)
-        start = bare.config._name_or_path if isinstance(bare, PreTrainedModel) else ""
         return CardFacts(
             name=Path(self.args.output_dir or ".").resolve().name,
             teacher=self.teacher_name,
             teacher_revision=self.args.teacher_model_revision,
             teacher_licence=known_licence(self.teacher_name, self.args.teacher_model_revision),
             terms=term_facts(self.objective),
-            base_model=start or None,
+            base_model=self._start(),
+            adapter=isinstance(self.model, PeftModel),
             versions={"hfdistill": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
         )
+
+    def _start(self) -> str | None:
+        bare = contract.bare(self.model)
+        return (bare.config._name_or_path or None) if isinstance(bare, PreTrainedModel) else None
 
     def _is_whole(self, checkpoint: str) -> bool:
         return has_weights(checkpoint) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hfdistill.teachers.live import LiveTeacher
+from hfdistill.teachers.own_base import OwnBase, OwnBaseTeacher
 from hfdistill.teachers.targets import Targets, Teacher
 
-__all__ = ["LiveTeacher", "Targets", "Teacher"]
+__all__ = ["LiveTeacher", "OwnBase", "OwnBaseTeacher", "Targets", "Teacher"]
