@@ -110,8 +110,9 @@ def decoder_inputs(model: nn.Module, labels: torch.Tensor | None) -> dict[str, t
         return {}
     if "prepare_decoder_input_ids_from_labels" in dir(type(model)):
         shifted: Any = type(model).prepare_decoder_input_ids_from_labels  # type: ignore[attr-defined]
-        return {"decoder_input_ids": shifted(model, labels)}
-    return {"labels": labels}
+        # A copy: FSMT writes over the -100 of the labels that it is given.
+        return {"decoder_input_ids": shifted(model, labels.clone())}
+    return {"labels": labels.clone()}
 
 
 def model_loss(outputs: Any, task: Task) -> torch.Tensor | None:
