@@ -23,6 +23,7 @@ _MODULES = {
     "Objective": "objective",
     "OwnBase": "teachers",
     "TaskLoss": "knowledge",
+    "ZeroShotTeacher": "teachers",
     "student_from_teacher": "students",
 }
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from hfdistill.objective import Objective as Objective
     from hfdistill.students import student_from_teacher as student_from_teacher
     from hfdistill.teachers import OwnBase as OwnBase
+    from hfdistill.teachers import ZeroShotTeacher as ZeroShotTeacher
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer
 else:
     # Hidden from type checkers, which would otherwise let every misspelt name through.

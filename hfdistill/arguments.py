@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 
 from hfdistill import loading
 from hfdistill.config import DistillationConfig
+from hfdistill.embeddings import Embeddings
 from hfdistill.errors import HfDistillError
 from hfdistill.objective import Objective
-from hfdistill.teachers import OwnBase
+from hfdistill.tasks import ImageTextPairs, Task
+from hfdistill.teachers import OwnBase, ZeroShotTeacher
 
 
 def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
@@ -37,8 +39,21 @@ def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, A
     return args
 
 
+def check_batch_size(args: DistillationConfig, objective: Objective, task: Task) -> None:
+    """Refuse batches of one pair, where a term tells the pairs of a batch from each other and would always be 0."""
+    idle = [term.name for term in objective.active if term.weight > 0 and not isinstance(term, Embeddings)]
+    if isinstance(task.layout, ImageTextPairs) and args.per_device_train_batch_size < 2 and idle:
+        raise HfDistillError(
+            f"per_device_train_batch_size is 1, and {' and '.join(idle)} of {task.name} would be 0: a pair is told "
+            "from the others of its micro-batch. Expected 2 or more (accumulation adds none), or Embeddings() alone."
+        )
+
+
 def teacher_module(
-    teacher: nn.Module | OwnBase | str | None, args: DistillationConfig, objective: Objective | None
+    teacher: nn.Module | OwnBase | str | None,
+    args: DistillationConfig,
+    objective: Objective | None,
+    task: Task | None,
 ) -> tuple[nn.Module | None, str | None]:
     """The teacher as a module of its own, if it is one, and the name that it was loaded by, where it has one."""
     if isinstance(teacher, OwnBase) or (objective is not None and not objective.needs_teacher):
@@ -48,8 +63,8 @@ def teacher_module(
     if isinstance(teacher, PreTrainedModel):
         return teacher, teacher.config._name_or_path or None
     if not isinstance(teacher, str):
-        return teacher, None
-    return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs), teacher
+        return teacher, teacher.name if isinstance(teacher, ZeroShotTeacher) else None
+    return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs, task), teacher
 
 
 def first_example(dataset: Any) -> Mapping[str, Any]:

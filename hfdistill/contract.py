@@ -17,6 +17,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from hfdistill.errors import HfDistillError
 from hfdistill.tasks import Classes, Queries, Task, architecture_task
+from hfdistill.teachers import ZeroShotTeacher
 
 GENERIC_NAME = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)
 
@@ -63,6 +64,8 @@ def base_parameters(model: nn.Module, replaced: bool = False) -> dict[str, nn.Pa
 def class_names(model: nn.Module) -> list[str] | None:
     """The names of a model's classes in order of index, or None for a module without a Transformers config."""
     model = bare(model)
+    if isinstance(model, ZeroShotTeacher):
+        return None if model.classes is None else list(model.classes)
     return config_class_names(model.config) if isinstance(model, PreTrainedModel) else None
 
 
@@ -226,12 +229,12 @@ def input_differences(student: nn.Module, teacher: nn.Module, *, vocabulary: boo
     Without `vocabulary` its size is not looked at, where the tokens have been compared already.
     """
     student, teacher = bare(student), bare(teacher)
-    if not (isinstance(student, PreTrainedModel) and isinstance(teacher, PreTrainedModel)):
+    if not (isinstance(student, PreTrainedModel) and isinstance(teacher, PreTrainedModel | ZeroShotTeacher)):
         return []
     differences = []
-    ours, theirs = student.config.to_dict(), teacher.config.to_dict()
-    if student.main_input_name != teacher.main_input_name:
-        differences.append(f"input {student.main_input_name!r} against {teacher.main_input_name!r}")
+    (reads, ours), (read, theirs) = _input_settings(student), _input_settings(teacher)
+    if reads != read:
+        differences.append(f"input {reads!r} against {read!r}")
     sizes = [("num_channels", "channels")]
     if vocabulary:
         sizes.insert(0, ("vocab_size", "vocabulary"))
@@ -242,6 +245,16 @@ def input_differences(student: nn.Module, teacher: nn.Module, *, vocabulary: boo
     if vision_transformer and ours.get("image_size") != theirs.get("image_size"):
         differences.append(f"image size {ours.get('image_size')} against {theirs.get('image_size')}")
     return differences
+
+
+def _input_settings(model: PreTrainedModel | ZeroShotTeacher) -> tuple[str, dict[str, Any]]:
+    """A model's main input, and its settings, where a model of images and texts keeps some in configs of each."""
+    if isinstance(model, ZeroShotTeacher):
+        return "pixel_values", model.model.config.to_dict().get("vision_config") or {}
+    settings = model.config.to_dict()
+    if architecture_task(type(model).__name__) == "image_text":
+        settings = {**(settings.get("vision_config") or {}), **(settings.get("text_config") or {}), **settings}
+    return model.main_input_name, settings
 
 
 IMAGE_SETTINGS = (

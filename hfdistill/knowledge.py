@@ -14,7 +14,7 @@ from torch import nn
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.losses import LOSSES, bernoulli_kl, check_classes, forward_kl
 from hfdistill.rows import BatchRows
-from hfdistill.tasks import Classes, Pairs, Task
+from hfdistill.tasks import Classes, Pairs, Task, architecture_task
 from hfdistill.tasks.embeddings import encoder_width
 from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
 from hfdistill.teachers import Targets
@@ -221,6 +221,12 @@ class Logits(Comparison):
     def check_models(self, student: nn.Module, teacher: nn.Module, task: Task) -> None:
         """Refuse embeddings of widths that do not fit, and sigmoids beside a softmax."""
         if task.classes is Classes.COORDINATES:
+            heads = [type(model).__name__ for model in (student, teacher) if architecture_task(type(model).__name__)]
+            if heads:
+                raise HfDistillError(
+                    f"A {heads[0]} came for {task.name}; expected an encoder without a head, whose last_hidden_state "
+                    "is pooled. Load it with AutoModel."
+                )
             self._check_widths(encoder_width(student), encoder_width(teacher), "hidden states")
         one_by_one = self.loss is bernoulli_kl and isinstance(task.layout, ImageTextPairs)
         if one_by_one and not (scores_by_sigmoid(student) and scores_by_sigmoid(teacher)):

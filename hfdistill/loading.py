@@ -11,14 +11,14 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hfdistill.contract import check_trained
 from hfdistill.errors import HfDistillError
-from hfdistill.tasks import auto_class_name, known_auto_classes
+from hfdistill.tasks import Classes, Task, auto_class_name, known_auto_classes
 
 
 def auto_class_of(architecture: str) -> Any:
@@ -32,8 +32,16 @@ def auto_class_of(architecture: str) -> Any:
     return getattr(transformers, name)
 
 
-def load_teacher(name: str, revision: str | None, init_kwargs: Mapping[str, Any] | str | None) -> PreTrainedModel:
-    """A trained model with a head from a Hub id or folder.
+def encoder_class_of(config: PreTrainedConfig) -> Any:
+    """The auto class that loads a model without a head, and of an encoder-decoder the encoder alone."""
+    encoders = transformers.AutoModelForTextEncoding
+    return encoders if type(config) in encoders._model_mapping else transformers.AutoModel
+
+
+def load_teacher(
+    name: str, revision: str | None, init_kwargs: Mapping[str, Any] | str | None, task: Task | None = None
+) -> PreTrainedModel:
+    """A trained model from a Hub id or folder: with its head, or without where the `task` reads hidden states.
 
     Errors: HfDistillError when nothing is found there, when the checkpoint has no head for a task, or when
     its head would be freshly initialised.
@@ -41,29 +49,35 @@ def load_teacher(name: str, revision: str | None, init_kwargs: Mapping[str, Any]
     options = _as_dict(init_kwargs)
     if revision is not None:
         options["revision"] = revision
-    auto_class = auto_class_of(_architecture(name, options, "teacher"))
+    auto_class = _auto_class(name, options, "teacher", task)
     try:
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise HfDistillError(_not_found(name, "teacher", error)) from error
-    check_trained(model, sorted(info["missing_keys"]))
+    check_trained(model, sorted(info["missing_keys"]), unread=() if task is None else task.unread)
     return model  # type: ignore[no-any-return]
 
 
-def load_student(name: str, teacher: nn.Module | None, init_kwargs: Mapping[str, Any] | str | None) -> PreTrainedModel:
+def load_student(
+    name: str,
+    teacher: nn.Module | None,
+    init_kwargs: Mapping[str, Any] | str | None,
+    task: Task | None = None,
+) -> PreTrainedModel:
     """A student from a Hub id or folder, with the teacher's kind of head and its classes.
 
-    Without a teacher the checkpoint's own head is kept. A head of another size is replaced by a fresh one.
+    Without a teacher the checkpoint's own head is kept. A head of another size is replaced by a fresh one. Where the
+    `task` reads hidden states it has no head.
     """
     options = _as_dict(init_kwargs)
-    if isinstance(teacher, PreTrainedModel):
+    if isinstance(teacher, PreTrainedModel) and not _without_head(task):
         auto_class = auto_class_of(type(teacher).__name__)
         config = teacher.config
         for key in ("id2label", "label2id", "problem_type"):
             options.setdefault(key, getattr(config, key))
         options.setdefault("ignore_mismatched_sizes", True)
     else:
-        auto_class = auto_class_of(_architecture(name, options, "student"))
+        auto_class = _auto_class(name, options, "student", task)
     try:
         return auto_class.from_pretrained(name, **options)  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
@@ -116,7 +130,11 @@ def why_not_loaded(error: Exception) -> str:
     )
 
 
-def _architecture(name: str, options: Mapping[str, Any], role: str) -> str:
+def _without_head(task: Task | None) -> bool:
+    return task is not None and task.classes is Classes.COORDINATES
+
+
+def _auto_class(name: str, options: Mapping[str, Any], role: str, task: Task | None) -> Any:
     hub_options = {
         key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options
     }
@@ -124,12 +142,14 @@ def _architecture(name: str, options: Mapping[str, Any], role: str) -> str:
         config = AutoConfig.from_pretrained(name, **hub_options)
     except (OSError, ValueError) as error:
         raise HfDistillError(_not_found(name, role, error)) from error
+    if _without_head(task):
+        return encoder_class_of(config)
     if not config.architectures:
         raise HfDistillError(
             f"The config of the {role} {name!r} names no architecture, so its head is unknown; load it yourself with "
             "an AutoModelFor... class and pass the module."
         )
-    return str(config.architectures[0])
+    return auto_class_of(str(config.architectures[0]))
 
 
 def _not_found(name: str, role: str, error: Exception) -> str:

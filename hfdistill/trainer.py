@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hfdistill import contract, loading, vocabulary
 from hfdistill._version import __version__
 from hfdistill.adapters import adapted, check_base_teaches, check_checkpoint
-from hfdistill.arguments import checked_args, first_example, label_of, teacher_module
+from hfdistill.arguments import check_batch_size, checked_args, first_example, label_of, teacher_module
 from hfdistill.boxes import with_pairs
 from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
 from hfdistill.config import DistillationConfig
@@ -33,7 +33,7 @@ from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
 from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, fitted, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
-from hfdistill.teachers import LiveTeacher, OwnBase, OwnBaseTeacher, Targets, Teacher
+from hfdistill.teachers import LiveTeacher, OwnBase, OwnBaseTeacher, Targets, Teacher, ZeroShotTeacher
 from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_mapping, fields_of, model_loss
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,10 @@ class DistillationTrainer(Trainer):
         **trainer_kwargs: Any,
     ) -> None:
         args = checked_args(args, trainer_kwargs)
-        teacher, self.teacher_name = teacher_module(teacher_model, args, objective)
+        given = named_task(task) if task is not None else None
+        teacher, self.teacher_name = teacher_module(teacher_model, args, objective, given)
         if isinstance(model, str):
-            model = loading.load_student(model, teacher, args.model_init_kwargs)
+            model = loading.load_student(model, teacher, args.model_init_kwargs, given)
         self._peft_config = peft_config
         if model is not None:
             model = adapted(model, peft_config, args)
@@ -90,7 +91,7 @@ class DistillationTrainer(Trainer):
         self.args.label_smoothing_factor = smoothing
         self.model_accepts_loss_kwargs = True
         example = first_example(self.train_dataset)
-        row = named_task(task) if task is not None else task_of(contract.bare(self.model), label_of(example))
+        row = given or task_of(contract.bare(self.model), label_of(example))
         self.task = fitted(row, contract.bare(self.model))
         self.task = self.task.bound(contract.bare(self.model))
         if isinstance(self.task.layout, Queries) and trainer_kwargs.get("data_collator") is None:
@@ -113,6 +114,7 @@ class DistillationTrainer(Trainer):
     def _choose_objective(self) -> None:
         objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
         objective.check(contract.class_count(self.model, self.task), self.task)
+        check_batch_size(self.args, objective, self.task)
         self.objective = objective
         names = [term.name for term in objective.active]
         needs_labels = [term.needs_labels for term in objective.active]
@@ -131,6 +133,8 @@ class DistillationTrainer(Trainer):
         contract.check_trained(teacher, unread=self.task.unread)
         contract.check_same_problem(self.model, teacher)
         self.objective.check_models(contract.bare(self.model), contract.bare(teacher), self.task)
+        if isinstance(teacher, ZeroShotTeacher):
+            teacher.bind(contract.class_names(self.model), self.task, self.args.device)
         columns = None
         if self.task.classes is Classes.NAMED:
             alignment = contract.aligned_classes(contract.class_names(self.model), contract.class_names(teacher))
@@ -181,6 +185,8 @@ class DistillationTrainer(Trainer):
         )
 
     def _processing_class_of(self, teacher: nn.Module | None, given: Any) -> Any:
+        if given is None and isinstance(teacher, ZeroShotTeacher) and teacher.image_processor is not None:
+            return teacher.image_processor
         if given is not None or teacher is None or self.teacher_name is None:
             return given
         revision = self.args.teacher_model_revision

@@ -5,5 +5,6 @@ from __future__ import annotations
 from hfdistill.teachers.live import LiveTeacher
 from hfdistill.teachers.own_base import OwnBase, OwnBaseTeacher
 from hfdistill.teachers.targets import Targets, Teacher
+from hfdistill.teachers.zero_shot import ZeroShotTeacher
 
-__all__ = ["LiveTeacher", "OwnBase", "OwnBaseTeacher", "Targets", "Teacher"]
+__all__ = ["LiveTeacher", "OwnBase", "OwnBaseTeacher", "Targets", "Teacher", "ZeroShotTeacher"]
