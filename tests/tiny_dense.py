@@ -122,7 +122,8 @@ def batch(head: str, size: int = EXAMPLES) -> dict[str, torch.Tensor]:
         if head in ("segformer", "beit"):
             labels = torch.randint(CLASSES, (size, side, side), generator=generator).masked_fill(unknown, IGNORED)
         else:
-            labels = (torch.rand(size, side, side, generator=generator) * 4 + 1).masked_fill(unknown, 0.0)
+            spread = torch.arange(1.0, size + 1)[:, None, None]
+            labels = (torch.rand(size, side, side, generator=generator) * spread + 1).masked_fill(unknown, 0.0)
         return {"pixel_values": pictures, "labels": labels}
     lengths = torch.tensor(LENGTHS * size)[:size, None]
     mask = torch.arange(SAMPLES) < lengths
