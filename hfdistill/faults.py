@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 from hfdistill.errors import HfDistillError
 from hfdistill.rows import BatchRows
+
+
+@contextmanager
+def lookups_explained(inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Say which ids were there when a model looked up one that it has no row for, which torch does not say."""
+    try:
+        yield
+    except IndexError as error:
+        if "index out of range" not in str(error):
+            raise
+        integers = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor) and value.numel()}
+        highest = [f"{key} {int(value.max())}" for key, value in integers.items() if value.dtype == torch.long]
+        raise HfDistillError(
+            f"A model has no row for an id of the batch (the highest: {', '.join(highest)}); expected ids below the "
+            "sizes of its embeddings. Is processing_class the tokenizer of this model, has the model been given rows "
+            "for added tokens (resize_token_embeddings), and are the texts cut to its longest input?"
+        ) from error
 
 
 class FaultWatch:

@@ -25,7 +25,7 @@ from hfdistill.boxes import with_pairs
 from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
-from hfdistill.faults import FaultWatch
+from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.knowledge import StepContext
 from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
@@ -258,9 +258,10 @@ class DistillationTrainer(Trainer):
 
     def outputs_and_context(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, StepContext]:
         """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
-        # The teacher first: its activations are gone before the student's have to be kept.
-        targets = self._targets(inputs)
-        outputs = model(**self.views.student(inputs))
+        with lookups_explained(inputs):
+            # The teacher first: its activations are gone before the student's have to be kept.
+            targets = self._targets(inputs)
+            outputs = model(**self.views.student(inputs))
         logits = self.task.logits(outputs, inputs)
         rows = self.task.rows(inputs)
         own_loss, fields = model_loss(outputs, self.task), fields_of(outputs, self.objective.fields)

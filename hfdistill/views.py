@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hfdistill.contract import bare
 from hfdistill.errors import HfDistillError
-from hfdistill.tasks import Task
+from hfdistill.tasks import Task, Tokens
 from hfdistill.tasks.layouts import output_field
 
 TEACHER_PREFIX = "teacher_"
@@ -52,6 +52,8 @@ class Views:
         self.teacher_names = [] if teacher is None else accepted_names(teacher)
         self.label_names = tuple(label_names)
         self.labels_for_student = task is not None and task.loss_inside
+        shifted = task is not None and isinstance(task.layout, Tokens) and task.layout.shift
+        self.labels_beside = ("shift_labels",) if shifted else ()
         self._models = {"student": student, "teacher": teacher}
         # Brings the student's token ids to the teacher's, where they differ.
         self.translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
@@ -60,7 +62,7 @@ class Views:
     def columns(self) -> list[str]:
         """Every column that either model may read."""
         own = [TEACHER_PREFIX + name for name in self.teacher_names]
-        return [*self.student_names, *self.teacher_names, *own]
+        return [*self.student_names, *self.teacher_names, *own, *self.labels_beside]
 
     def student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The student's inputs."""
