@@ -233,7 +233,7 @@ def _teacher(facts: CardFacts) -> list[str]:
 def _use(facts: CardFacts) -> list[str]:
     if facts.task is None or facts.repository is None:
         return []
-    call = f'classify = pipeline("{facts.task}", model="{facts.repository}")'
+    call = f'student = pipeline("{facts.task}", model="{facts.repository}")'
     return [f"```python\nfrom transformers import pipeline\n\n{call}\n```"]
 
 
@@ -246,7 +246,7 @@ def _objective(facts: CardFacts) -> str:
             loss += f": {source.formula}"
         options = ", ".join(f"{key} = {value}" for key, value in term.options.items())
         rows.append(f"| {term.name} | {term.weight:g} | {loss} | {options} |")
-    note = "The loss is the weighted sum of these terms, each a mean over examples."
+    note = "The loss is the weighted sum of these terms, each a mean over examples, or over tokens."
     if any(term.options.get("standardized") for term in facts.terms):
         note += f" With `standardized`: {STANDARDIZED.formula}."
     return f"{note} p, q: probabilities of teacher and student; z: logits; T: temperature.\n\n" + "\n".join(rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hfdistill.card import CardFacts, ResultFacts, known_licence, term_facts
 from hfdistill.config import DistillationConfig
+from hfdistill.data.sources import DIGITS, PYDOC_TOPICS
 from hfdistill.objective import Objective
 from hfdistill.recipe import Recipe, recipe_of
 from hfdistill.report import Report, report_of
@@ -25,6 +26,8 @@ TASK_TAGS = {
     "ForMaskedLM": "fill-mask",
 }
 
+EMBEDDED = {DIGITS: "scikit-learn's handwritten digits", PYDOC_TOPICS: "the help texts that ship with Python"}
+"""Data without an address on the Hub, in words."""
 
 FROM_SCRATCH = "none of its own, it was trained from random values in this run"
 
@@ -88,7 +91,7 @@ def _dataset(recipe: Recipe) -> str:
     dataset = recipe.data.dataset
     if not isinstance(dataset, str):
         return "local files"
-    return "scikit-learn's handwritten digits" if dataset == "digits" else dataset
+    return EMBEDDED.get(dataset, dataset)
 
 
 def _task_tag(model: Path) -> str | None:

@@ -135,10 +135,11 @@ def write_sum_run(
     problem_type: str,
     teacher: Mapping[str, np.ndarray] | None,
     seeds: Mapping[int, Mapping[str, Mapping[str, np.ndarray]]],
+    recipe: str = "student: {model: some/student}\n",
     **facts: Any,
 ) -> Path:
     """A run over texts, from each stage's columns."""
-    write_frame(folder)
+    write_frame(folder, recipe)
     if teacher is not None:
         write_columns(folder / "teacher", teacher, seed=None, problem_type=problem_type, **facts)
     for seed, stages in seeds.items():

@@ -13,8 +13,10 @@ from report.run_folders import language_columns, tag_columns, write_columns, wri
 from rich.console import Console
 
 from hfdistill import plots
+from hfdistill.card import distillation_card
 from hfdistill.errors import HfDistillError
 from hfdistill.report import report_of, write_report
+from hfdistill.run_card import run_card_facts
 from hfdistill.run_folder import read_run
 
 LOG = [
@@ -170,6 +172,29 @@ def test_the_axis_of_a_loss_has_the_better_models_on_the_right(tmp_path: Path, m
         "validation loss on the labels",
         "training loss on the labels",
     ]
+
+
+RECIPE = """
+teacher: {config: {model_type: llama}, processor: bytes, finetune: {max_steps: 3}}
+student: {config: {model_type: llama}}
+data: {dataset: pydoc_topics, task: causal_lm}
+"""
+
+
+def test_the_card_of_a_language_model(tmp_path: Path) -> None:
+    stages = {"control": language_columns(2.0), "student": language_columns(1.9)}
+    run = read_run(write_sum_run(tmp_path, "causal_lm", TEACHER, {1: stages}, RECIPE))
+    stage = run.seeds[1]["student"]
+    (stage.folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    facts = run_card_facts(run, stage, "me/tiny")
+    assert facts.task == "text-generation"
+    (result,) = facts.results
+    assert (result.metric, result.name, result.value) == ("perplexity", "perplexity", pytest.approx(exp(1.9)))
+    card = distillation_card(facts)
+    assert card.data.datasets is None
+    assert "the help texts that ship with Python" in card.text
+    assert 'pipeline("text-generation", model="me/tiny")' in card.text
+    assert "the student's perplexity is 6.686" in card.text
 
 
 def test_another_test_split_is_refused(tmp_path: Path) -> None:
