@@ -6,6 +6,8 @@ from typing import Any
 
 # By model_type: settings that replace what the rules say; a dict for a nested config replaces only what it names.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "align": {"projection_dim": 64, "vision_config": {"hidden_dim": 64}},
+    "blip-2": {"qformer_config": {"use_qformer_text_input": True}},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}}
     },
