@@ -10,6 +10,7 @@ from transformers import (
     ConditionalDetrForObjectDetection,
     DetrConfig,
     DetrForObjectDetection,
+    DetrForSegmentation,
     LwDetrConfig,
     LwDetrForObjectDetection,
     LwDetrViTConfig,
@@ -32,9 +33,9 @@ SEGMENTING = ("mask2former",)
 NO_TIMM: dict[str, Any] = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
 
 
-def _resnet() -> ResNetConfig:
+def _resnet(*stages: str) -> ResNetConfig:
     return ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+        embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=[*stages]
     )
 
 
@@ -47,11 +48,18 @@ def _transformer(width: int = 16, **changes: Any) -> dict[str, Any]:
 
 
 def _detr(**changes: Any) -> PreTrainedModel:
-    return DetrForObjectDetection(DetrConfig(**_transformer(**changes), **NO_TIMM, backbone_config=_resnet()))
+    return DetrForObjectDetection(DetrConfig(**_transformer(**changes), **NO_TIMM, backbone_config=_resnet("stage4")))
+
+
+def _detr_with_masks(**changes: Any) -> PreTrainedModel:
+    # Its mask head wants a width of 128 or so, in groups of 8.
+    heads = {"encoder_attention_heads": 8, "decoder_attention_heads": 8, **changes}
+    backbone = _resnet("stage1", "stage2", "stage3", "stage4")
+    return DetrForSegmentation(DetrConfig(**_transformer(128, **heads), **NO_TIMM, backbone_config=backbone))
 
 
 def _conditional_detr(**changes: Any) -> PreTrainedModel:
-    config = ConditionalDetrConfig(**_transformer(**changes), **NO_TIMM, backbone_config=_resnet())
+    config = ConditionalDetrConfig(**_transformer(**changes), **NO_TIMM, backbone_config=_resnet("stage4"))
     return ConditionalDetrForObjectDetection(config)
 
 
@@ -109,6 +117,7 @@ def _mask2former(**changes: Any) -> PreTrainedModel:
 
 BUILDERS = {
     "detr": _detr,
+    "detr_with_masks": _detr_with_masks,
     "conditional_detr": _conditional_detr,
     "yolos": _yolos,
     "rt_detr": _rt_detr,
@@ -136,11 +145,11 @@ def examples(architecture: str, count: int = 8, classes: int = CLASSES) -> list[
         objects = 1 + place % 2 if architecture in SEGMENTING else place % 3
         labels = torch.randint(0, classes, (objects,), generator=generator)
         row: dict[str, Any] = {"pixel_values": torch.randn(3, SIDE, SIDE, generator=generator)}
+        masks = (torch.rand(objects, SIDE, SIDE, generator=generator) > 0.5).float()
+        boxes = 0.2 + 0.3 * torch.rand(objects, 4, generator=generator)
         if architecture in SEGMENTING:
-            masks = (torch.rand(objects, SIDE, SIDE, generator=generator) > 0.5).float()
             row |= {"mask_labels": masks, "class_labels": labels}
         else:
-            boxes = 0.2 + 0.3 * torch.rand(objects, 4, generator=generator)
-            row["labels"] = {"class_labels": labels, "boxes": boxes}
+            row["labels"] = {"class_labels": labels, "boxes": boxes, "masks": masks}
         rows.append(row)
     return rows
