@@ -19,9 +19,11 @@ from hfdistill.objective import Objective
 from hfdistill.stages import models
 from hfdistill.stages.outcome import predictions
 from hfdistill.stages.run import Run, processor_of
+from hfdistill.stages.scores import scores
 from hfdistill.stages.settings import STUDENT as STUDENT_STAGE
 from hfdistill.stages.settings import stage_settings
 from hfdistill.trainer import DistillationTrainer
+from hfdistill.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,7 +130,8 @@ class Doctor:
         data = self.run.data
         names = ", ".join(data.space.names[:6]) + (", ..." if len(data.space.names) > 6 else "")
         rows = f"{len(data.train)} + {len(data.validation)} + {len(data.test)} rows looked at"
-        finding = f"{data.kind} in {', '.join(data.columns)}; {data.space.problem_type} over {names}; {rows}"
+        over = f" over {names}" if names else ""
+        finding = f"{data.kind} in {', '.join(data.columns)}; {data.space.problem_type}{over}; {rows}"
         return (NOTE, f"{finding}. {'; '.join(data.notices)}") if data.notices else (GOOD, finding)
 
     def _teacher(self) -> tuple[str, str]:
@@ -152,6 +155,9 @@ class Doctor:
 
     def _classes(self) -> tuple[str, str]:
         names = list(self.run.data.space.names)
+        if not names:
+            sizes = [vocabulary_size(model) for model in (self.student, self.teacher)]
+            return GOOD, f"a vocabulary of {sizes[0]:,} tokens in the student's head and {sizes[1]:,} in the teacher's"
         alignment = contract.aligned_classes(names, contract.class_names(self.teacher))
         return (NOTE, alignment.notice) if alignment.notice else (GOOD, f"{len(names)} classes, the same in both")
 
@@ -191,15 +197,23 @@ class Doctor:
         data, space = self.run.data, self.run.data.space
         examples = self.run.prepared.evaluation("validation", TEACHER)
         config = self.settings.config(self.folder)
-        known = predictions(self.teacher, examples, data.validation.labels, config, space).metrics(space)
+        if space.token_level:
+            known = scores(self.teacher, None, examples, config, space).metrics(space)
+        else:
+            known = predictions(self.teacher, examples, data.validation.labels, config, space).metrics(space)
+        shown = f"on {len(examples)} validation rows: {', '.join(f'{key} {value:.3g}' for key, value in known.items())}"
+        if space.token_level and not space.names:
+            return self._judged(known["loss"] < math.log(vocabulary_size(self.teacher) or 1), shown)
         if space.problem_type != SINGLE:
-            shown = ", ".join(f"{name} {value:.3g}" for name, value in known.items())
-            return GOOD, f"on {len(examples)} validation rows: {shown}"
+            return GOOD, shown
         chance = float(torch.bincount(data.validation.labels).max()) / len(examples)
         margin = 2 * math.sqrt(chance * (1 - chance) / len(examples))
         on = f"on {len(examples)} validation rows; always the largest class {chance:.1%}"
-        finding = f"accuracy {known['accuracy']:.1%} {on}"
-        if known["accuracy"] > chance + margin:
+        return self._judged(known["accuracy"] > chance + margin, f"accuracy {known['accuracy']:.1%} {on}")
+
+    def _judged(self, knows: bool, finding: str) -> tuple[str, str]:
+        """Whether a teacher that does no better than a guess is as it should be."""
+        if knows:
             return GOOD, finding
         if self.recipe.teacher.finetune is not None:
             return NOTE, f"{finding}: as expected before its fine-tuning"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForTokenClassification, AutoTokenizer
 
 from hfdistill import HfDistillError
+from hfdistill.doctor import diagnose
 from hfdistill.recipe import load_recipe
 from hfdistill.stages import Reporter, run_recipe
 from tests.recipes import inputs
@@ -170,3 +171,15 @@ def test_two_tokenizers_are_refused_for_tokens(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(HfDistillError, match="both have to read the same tokens"):
         finished(file)
+
+
+def test_the_doctor_looks_at_language_models_and_taggers(tmp_path: Path) -> None:
+    words = tokenizer_folder(tmp_path / "words")
+    for task in ("masked_lm", "token_classification"):
+        (tmp_path / task).mkdir()
+        file = recipe_file(tmp_path / task, task, BERT, words)
+        found = {check.name: check for check in diagnose(load_recipe(file, {}), Reporter(silent=True)).checks}
+        assert not [check for check in found.values() if check.state == "bad"], found
+        expected = "32 tokens in the student's head" if task == "masked_lm" else "3 classes"
+        assert expected in found["classes"].finding
+        assert "loss" in found["teacher's knowledge"].finding
