@@ -31,7 +31,7 @@ from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
 from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
-from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, fitted, named_task, task_of
+from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
 from hfdistill.teachers import LiveTeacher, OwnBase, OwnBaseTeacher, Targets, Teacher, ZeroShotTeacher
 from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_mapping, fields_of, model_loss
@@ -92,8 +92,7 @@ class DistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         example = first_example(self.train_dataset)
         row = given or task_of(contract.bare(self.model), label_of(example))
-        self.task = fitted(row, contract.bare(self.model))
-        self.task = self.task.bound(contract.bare(self.model))
+        self.task = row.bound(contract.bare(self.model))
         if isinstance(self.task.layout, Queries) and trainer_kwargs.get("data_collator") is None:
             self.data_collator = collated
         if self.args.label_names is None or not self.task.label_names:
@@ -141,7 +140,8 @@ class DistillationTrainer(Trainer):
             columns = alignment.tensor()
             if alignment.notice:
                 logger.warning("Classes: %s.", alignment.notice)
-        read, theirs = self.task.logits, fitted(row, contract.bare(teacher)).layout
+        read = self.task.logits
+        theirs = row.bound(contract.bare(teacher)).layout if isinstance(row.layout, Queries) else None
         if isinstance(self.task.layout, Queries) and isinstance(theirs, Queries):
             read, columns = TeacherLogits(self.task.layout, theirs, columns), None
         self.tokens = vocabulary.aligned_tokens(row, self.model, teacher, self.processing_class, processing_class)

@@ -1,7 +1,7 @@
 """Tasks: what a head's outputs mean, which rows count, and the loss against labels."""
 
 from hfdistill.tasks.embeddings import PooledTokens, Pooling
-from hfdistill.tasks.heads import architecture_task, auto_class_name, fitted, known_auto_classes, named_task, task_of
+from hfdistill.tasks.heads import architecture_task, auto_class_name, known_auto_classes, named_task, task_of
 from hfdistill.tasks.label_losses import LABEL_LOSSES
 from hfdistill.tasks.layouts import UNLABELLED, Examples, Layout, Spans, Tokens
 from hfdistill.tasks.pairs import ImageTextPairs
@@ -27,7 +27,6 @@ __all__ = [
     "Tokens",
     "architecture_task",
     "auto_class_name",
-    "fitted",
     "known_auto_classes",
     "named_task",
     "task_of",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfdistill.errors import HfDistillError, nearest
-from hfdistill.losses import bernoulli_kl, forward_kl
 from hfdistill.tasks.pairs import scores_by_sigmoid
-from hfdistill.tasks.queries import Queries
 from hfdistill.tasks.table import TASKS
 from hfdistill.tasks.task import Task
 
@@ -47,27 +44,6 @@ def task_of(model: nn.Module, example_label: Any = None) -> Task:
         # Detectors with masks beside their boxes.
         return TASKS["instance_segmentation"]
     return TASKS[name]
-
-
-def fitted(task: Task, model: nn.Module) -> Task:
-    """The row with what only the model tells of a set of queries, where the row leaves it open (`classes` is None).
-
-    A head with a class more than `config.num_labels` is a softmax with no-object; any other has a sigmoid a class, and
-    the Bernoulli KL fits it. Models with groups of queries (LW-DETR) read the first at inference.
-    """
-    layout = task.layout
-    if not isinstance(layout, Queries) or layout.classes is not None or not isinstance(model, PreTrainedModel):
-        return task
-    classes = len(model.config.id2label or {})
-    no_object = any(
-        "class" in name and module.out_features == classes + 1
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    )
-    settings = model.config.to_dict()
-    queries = settings["num_queries"] if "group_detr" in settings else None
-    layout = replace(layout, no_object=no_object, classes=classes, queries=queries)
-    return replace(task, default_loss=forward_kl if no_object else bernoulli_kl, layout=layout)
 
 
 CLASSIFICATION = "single_label_classification"

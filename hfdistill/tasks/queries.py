@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from hfdistill.errors import HfDistillError
+from hfdistill.losses import bernoulli_kl, forward_kl
 from hfdistill.rows import BatchRows, Rows
 from hfdistill.tasks.layouts import first_tensor, output_field
 from hfdistill.tasks.matching import (
@@ -71,6 +74,29 @@ class Queries:
     def fields(self) -> tuple[str, ...]:
         """The outputs that queries are matched by, beside the classes."""
         return tuple(name for name in (self.boxes, self.masks) if name is not None)
+
+    def bound(self, model: nn.Module, task: Task) -> Task:
+        """The task with what a Transformers model tells of its queries, unless `classes` says that all is known.
+
+        A head with a class more than `config.num_labels` is a softmax with no-object; any other has a sigmoid a class,
+        and the Bernoulli KL fits it. Models with groups of queries (LW-DETR) read the first at inference.
+        """
+        if self.classes is not None or not isinstance(model, PreTrainedModel):
+            return task
+        classes = len(model.config.id2label or {})
+        no_object = any(
+            "class" in name and module.out_features == classes + 1
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        )
+        settings = model.config.to_dict()
+        queries = settings["num_queries"] if "group_detr" in settings else None
+        layout = replace(self, no_object=no_object, classes=classes, queries=queries)
+        return replace(task, default_loss=forward_kl if no_object else bernoulli_kl, layout=layout)
+
+    def matched(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """As they come: `pairs` has brought both to the same queries."""
+        return teacher
 
     def rows(self, inputs: Mapping[str, Any], task: Task) -> BatchRows:
         """An example each; raises HfDistillError for labels that the model could not read.

@@ -79,7 +79,7 @@ TASKS: dict[str, Task] = {
             classes=Classes.VOCABULARY,
             auto_classes=("AutoModelForMaskedLM",),
         ),
-        # For these `fitted` reads off the model whether its classes are a softmax with no-object, or sigmoids.
+        # The student tells whether the classes of these are a softmax with no-object, or sigmoids (`Queries.bound`).
         Task(
             "object_detection",
             forward_kl,

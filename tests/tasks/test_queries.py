@@ -25,7 +25,7 @@ from hfdistill.boxes import with_pairs
 from hfdistill.knowledge import StepContext
 from hfdistill.recipe.objective import terms_of
 from hfdistill.rows import RowCounts
-from hfdistill.tasks import TASKS, Queries, TeacherLogits, fitted, task_of
+from hfdistill.tasks import TASKS, Queries, TeacherLogits, task_of
 from hfdistill.tasks.objects import collated
 from hfdistill.teachers import Targets
 from tests import tiny_queries
@@ -205,7 +205,7 @@ def test_a_softmax_teacher_gives_its_probabilities_to_a_student_with_sigmoids() 
     ("conditional_detr", False), ("rt_detr", False), ("lw_detr", False)])  # fmt: skip
 def test_the_model_tells_whether_it_has_a_no_object_class(architecture: str, no_object: bool) -> None:
     model = tiny_queries.model(architecture, seed=0)
-    task = fitted(task_of(model), model)
+    task = task_of(model).bound(model)
     assert task.layout.no_object is no_object
     assert task.default_loss.__name__ == ("forward_kl" if no_object else "bernoulli_kl")
     assert task.layout.queries == (5 if architecture == "lw_detr" else None)
