@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import DataCollatorWithFlattening
 
 from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss
 from hfdistill.rows import BatchRows
@@ -251,3 +252,11 @@ def test_logits_that_are_not_one_a_token(task: Task, outputs: dict[str, torch.Te
 def test_shifted_labels_are_kept_among_the_columns(tmp_path: Path) -> None:
     assert "shift_labels" in trainer("llama", tmp_path).views.columns
     assert "shift_labels" not in trainer("bert_tags", tmp_path).views.columns
+
+
+def test_what_a_padding_free_collator_says_reaches_both_models(tmp_path: Path) -> None:
+    made = trainer("llama", tmp_path, token_models.model("llama", seed=2))
+    batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(token_models.examples("llama", 3))
+    packing = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+    for view in (made.views.student(batch), made.views.teacher(batch)):
+        assert view.keys() == {"input_ids", "position_ids", "use_cache", *packing}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hfdistill import DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss
 from hfdistill.tasks import TASKS
-from hfdistill.vocabulary import AlignedLogits, Vocabulary, VocabularyAlignment, aligned_vocabularies
+from hfdistill.vocabulary import AlignedLogits, TranslatedIds, Vocabulary, VocabularyAlignment, aligned_vocabularies
 from tests.tasks import token_models
 from tests.trainer.test_trainer import config
 
@@ -241,3 +241,14 @@ def test_nothing_is_copied_that_need_not_be() -> None:
     wider = AlignedLogits(lambda outputs, inputs: outputs, (0, -1, 2, *range(3, 30), -1))(torch.randn(2, 3, 30), {})
     assert wider.shape == (2, 3, 31)
     assert torch.isneginf(wider).sum() == 2 * 3 * 2
+
+
+def test_ids_are_translated_and_marks_are_not() -> None:
+    """An encoder-decoder makes its decoder's inputs of the labels, whose -100 stand for no token."""
+    translated = TranslatedIds((2, 0, 1), ("input_ids", "labels"))
+    scores = torch.rand(2)
+    batch = {"input_ids": torch.tensor([[0, 1, 2]]), "labels": torch.tensor([[-100, 0, 2]]), "scores": scores}
+    found = translated(batch)
+    assert found["input_ids"].tolist() == [[2, 0, 1]]
+    assert found["labels"].tolist() == [[-100, 2, 1]]
+    assert found["scores"] is scores
