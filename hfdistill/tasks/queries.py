@@ -147,7 +147,7 @@ class Queries:
         The teacher's queries are taken in order of its confidence c, as many as the student has. The Hungarian
         algorithm picks the student's so that the sum of c' class_cost + c (box_distance + mask_cost) is least, where
         c' = c + 0.1 (1 - c): the weights that the terms give them, so that background never pulls an object away.
-        Sources: DETRDistill (arXiv 2211.10156, section 3.1: Hungarian matching with the teacher's predictions as
+        Sources: DETRDistill (arXiv 2211.10156: Hungarian matching with the teacher's predictions as
         targets), KD-DETR (arXiv 2211.08071: pairs weighed by the teacher's highest class score).
         """
         boxes = None if self.boxes is None else self.kept(output_field(outputs, self.boxes), outputs)
