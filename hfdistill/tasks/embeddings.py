@@ -81,5 +81,7 @@ def encoder_width(model: nn.Module) -> int | None:
     if not isinstance(model, PreTrainedModel):
         return None
     config = model.config
+    if config.model_type == "reformer":  # its two streams stand side by side
+        return 2 * int(config.to_dict()["hidden_size"])
     width: int | None = config.to_dict().get(config.attribute_map.get("hidden_size", "hidden_size"))
     return width

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -23,6 +24,7 @@ from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, L
 from hfdistill.tasks import TASKS, PooledTokens, Pooling
 from hfdistill.tasks.embeddings import encoder_width
 from tests import tiny
+from tests.trainer.test_views import tokenizer
 from tests.trainer.trajectory import assert_same
 
 TASK = TASKS["sentence_embedding"]
@@ -171,6 +173,30 @@ def test_an_encoder_decoder_gives_its_encoder(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, encoder(), str(tmp_path / "t5"), max_steps=1)
     trainer.train()
     assert math.isfinite(trainer.state.log_history[0]["loss/kd"])
+
+
+def test_each_encoder_reads_with_its_own_tokenizer(tmp_path: Path) -> None:
+    """The same texts in other tokens and of other lengths: one vector a text all the same."""
+    words = ["good", "bad", "film"]
+    data = Dataset.from_dict({"text": ["good film", "bad bad film", "film"]})
+    config = DistillationConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, max_steps=1)
+    trainer = DistillationTrainer(
+        encoder(seed=1),
+        config,
+        teacher_model=encoder(layers=2, seed=2),
+        task="sentence_embedding",
+        train_dataset=data,
+        processing_class=tokenizer(words, tmp_path),
+        teacher_processing_class=tokenizer(["odd", *words[::-1]], tmp_path),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert not torch.equal(batch["input_ids"], batch["teacher_input_ids"])
+    mask = batch["teacher_attention_mask"].unsqueeze(-1)
+    with torch.no_grad():
+        hidden = trainer.teacher.model(**trainer.views.teacher(batch)).last_hidden_state
+    targets = trainer.teacher(trainer.views.teacher(batch)).logits
+    torch.testing.assert_close(targets, (hidden * mask).sum(1) / mask.sum(1))
+    trainer.train()
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert"])

@@ -58,20 +58,20 @@ def seen_in(trainer: Any) -> dict[str, torch.Tensor]:
 
 def test_softmax_by_hand() -> None:
     """Two pairs whose similarities are logarithms, so that each row is a coin of known odds."""
-    images = torch.tensor([[math.log(3.0), 0.0], [0.0, math.log(7.0)]])  # 3 : 1 and 1 : 7 over texts
-    texts = images.mT  # the same odds over images
+    images = torch.tensor([[math.log(3.0), 0.0], [math.log(2.0), math.log(7.0)]])  # 3 : 1 and 2 : 7 over texts
+    texts = images.mT  # 3 : 2 and 1 : 7 over images
     outputs = {"logits_per_image": images, "logits_per_text": texts}
     inputs = {"input_ids": torch.zeros(2, 5), "pixel_values": torch.zeros(2, 3, 4, 4)}
     rows, logits = SOFTMAX.rows(inputs), SOFTMAX.logits(outputs, inputs)
     assert rows.labels is not None
     assert rows.labels.tolist() == [0, 1, 0, 1]
     values = SOFTMAX.label_values(logits, rows, 0.0, None)
-    torch.testing.assert_close(values, torch.tensor([4 / 3, 8 / 7, 4 / 3, 8 / 7]).log())
-    # A teacher that is undecided: KL of a fair coin to 3 : 1 and to 1 : 7.
+    torch.testing.assert_close(values, torch.tensor([4 / 3, 9 / 7, 5 / 3, 8 / 7]).log())
+    # A teacher that is undecided: KL of a fair coin to each of them.
     context = StepContext(logits, Targets(torch.zeros(4, 2)), rows, SOFTMAX)
-    kl = [0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)) for p in (3 / 4, 7 / 8)]
+    kl = [0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)) for p in (3 / 4, 7 / 9, 3 / 5, 7 / 8)]
     _, parts = Objective([Logits(temperature=1.0)])(context, RowCounts.of([rows], torch.device("cpu")))
-    assert parts["kd"].item() == pytest.approx(sum(kl) / 2, rel=1e-5)
+    assert parts["kd"].item() == pytest.approx(sum(kl) / 4, rel=1e-5)
 
 
 def test_sigmoid_by_hand() -> None:
@@ -132,6 +132,7 @@ def test_one_batch_is_learnt_without_labels(kind: str, tmp_path: Path) -> None:
     student = tiny_pairs.model(kind, width=12, seed=1)
     teacher = tiny_pairs.model(kind, width=12, layers=2, seed=2)
     trainer = trainer_of(tmp_path, kind, objective, data=data, student=student, teacher=teacher, **changes)
+    assert "return_loss" not in trainer.views.student(next(iter(trainer.get_train_dataloader())))
     trainer.train()
     first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
     assert last["loss/kd"] < 0.3 * first["loss/kd"]
