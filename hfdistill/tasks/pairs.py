@@ -70,7 +70,7 @@ def pairwise_sigmoid(logits: torch.Tensor, labels: torch.Tensor, label_smoothing
 
     Shapes: logits `(rows, counterparts)`, labels `(rows,)` -> `(rows,)`; label smoothing does not apply. The mean over
     the rows of both directions is the published one.
-    Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2.
+    Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343.
     """
     logits = wide(logits)
     own = labels.unsqueeze(1) == torch.arange(logits.shape[-1], device=logits.device)

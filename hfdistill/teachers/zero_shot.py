@@ -39,7 +39,7 @@ class ZeroShotTeacher(nn.Module):
     `model`, whose other modules this teacher shares.
     Errors: HfDistillError for another model, templates without `{}`, names such as LABEL_0, and a task other than
     choosing among classes.
-    Source: Radford et al. (CLIP), arXiv 2103.00020, section 3.1.4, for the average over templates.
+    Source: Radford et al. (CLIP), arXiv 2103.00020, for the average over templates.
     """
 
     class_embeddings: torch.Tensor
