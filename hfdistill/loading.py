@@ -52,7 +52,7 @@ def load_teacher(
     auto_class = _auto_class(name, options, "teacher", task)
     try:
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise HfDistillError(_not_found(name, "teacher", error)) from error
     check_trained(model, sorted(info["missing_keys"]), unread=() if task is None else task.unread)
     return model  # type: ignore[no-any-return]
@@ -80,7 +80,7 @@ def load_student(
         auto_class = _auto_class(name, options, "student", task)
     try:
         return auto_class.from_pretrained(name, **options)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise HfDistillError(_not_found(name, "student", error)) from error
 
 
@@ -125,6 +125,8 @@ def has_weights(checkpoint: str) -> bool:
 def why_not_loaded(error: Exception) -> str:
     """The end of a message about a model that cannot be loaded: the reason's first line, and what was expected."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ImportError):
+        return f"{reason} Expected the library that its quantization_config or its code needs; install that first."
     return (
         f"{reason} Expected a Hub id that this machine can reach or has cached, or a folder written by save_pretrained."
     )

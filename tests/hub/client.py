@@ -16,6 +16,7 @@ from typing import Any
 import tiny
 import torch
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
 
 from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError
@@ -62,6 +63,20 @@ def publish(run: Path, work: Path) -> dict[str, Any]:
     happened["branch"] = push_folder(sharded, "student", revision="next/try", commit_message="In shards")
     happened["sharded"] = same(sharded, "tester/student", revision="next/try")
     return happened
+
+
+def publish_adapters(run: Path, work: Path) -> dict[str, Any]:
+    """Push adapters of the teacher, where a whole model was before, and load them back."""
+    folder = work / "adapters"
+    base = AutoModelForImageClassification.from_pretrained("tester/teacher")
+    settings = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"], init_lora_weights=False)
+    student = get_peft_model(base, settings)
+    student.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": tiny.IMAGE_SIZE, "width": tiny.IMAGE_SIZE}).save_pretrained(folder)
+    push_folder(run, "tester/adapters")
+    push_folder(folder, "tester/adapters")
+    there = AutoModelForImageClassification.from_pretrained("tester/adapters")
+    return {"same": torch.equal(logits(there), logits(student))}
 
 
 def refusals(run: Path) -> dict[str, str]:
@@ -115,6 +130,7 @@ if __name__ == "__main__":
     run_folder, work_folder = map(Path, sys.argv[1:])
     results = {
         "publish": publish(run_folder, work_folder),
+        "adapters": publish_adapters(run_folder, work_folder),
         "refusals": refusals(run_folder),
         "train": train(work_folder),
     }

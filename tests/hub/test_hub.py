@@ -111,6 +111,14 @@ def test_a_second_push_leaves_no_weights_that_would_hide_the_new_ones(happened: 
     assert "In shards" in happened.hub.repositories["tester/student"].messages
 
 
+def test_adapters_take_the_place_of_a_whole_model(happened: Happened) -> None:
+    assert happened.results["adapters"]["same"]
+    files = set(happened.hub.files("tester/adapters"))
+    assert {"adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"} < files
+    # With a config.json beside them Transformers would look for a whole model.
+    assert not files & {"config.json", "model.safetensors"}
+
+
 def test_the_card_of_a_run(happened: Happened) -> None:
     head, text = metadata(happened.hub, "tester/student")
     assert head["teacher_model"] == "tester/teacher"

@@ -35,9 +35,9 @@ def lora(kind: str, **options: Any) -> LoraConfig:
     return LoraConfig(**{"r": 2, "target_modules": TARGETS[kind], **options})
 
 
-def language_model(layers: int, seed: int) -> PreTrainedModel:
-    """A tiny Llama that writes."""
-    settings = tiny.config("llama", layers=layers).to_dict()
+def language_model(layers: int, seed: int, **options: Any) -> PreTrainedModel:
+    """A tiny Llama that writes; `options` are of its config."""
+    settings = {**tiny.config("llama", layers=layers).to_dict(), **options}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**settings, "tie_word_embeddings": False}))
@@ -47,10 +47,12 @@ def language_model(layers: int, seed: int) -> PreTrainedModel:
     return model
 
 
-def saved(kind: str, folder: Path, layers: int = 1, seed: int = 1) -> Path:
+def saved(kind: str, folder: Path, layers: int = 1, seed: int = 1, **options: Any) -> Path:
     """The folder of a base with its head, both of random weights."""
     if not folder.exists():
-        network = language_model(layers, seed) if kind == "llama" else tiny.model(kind, layers=layers, seed=seed)
+        network = (
+            language_model(layers, seed, **options) if kind == "llama" else tiny.model(kind, layers=layers, seed=seed)
+        )
         network.save_pretrained(folder)
     return folder
 
