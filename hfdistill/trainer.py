@@ -29,9 +29,10 @@ from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.knowledge import StepContext
 from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
+from hfdistill.pairing import paired
 from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
-from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, named_task, task_of
+from hfdistill.tasks import Queries, Task, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
 from hfdistill.teachers import LiveTeacher, OwnBase, OwnBaseTeacher, Targets, Teacher, ZeroShotTeacher
 from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_mapping, fields_of, model_loss
@@ -128,29 +129,11 @@ class DistillationTrainer(Trainer):
                     "objective=Objective([TaskLoss()]) to train without."
                 )
             return None
-        contract.check_distinct(self.model, teacher)
-        contract.check_trained(teacher, unread=self.task.unread)
-        contract.check_same_problem(self.model, teacher)
-        self.objective.check_models(contract.bare(self.model), contract.bare(teacher), self.task)
-        if isinstance(teacher, ZeroShotTeacher):
-            teacher.bind(contract.class_names(self.model), self.task, self.args.device)
-        columns = None
-        if self.task.classes is Classes.NAMED:
-            alignment = contract.aligned_classes(contract.class_names(self.model), contract.class_names(teacher))
-            columns = alignment.tensor()
-            if alignment.notice:
-                logger.warning("Classes: %s.", alignment.notice)
-        read = self.task.logits
-        theirs = row.bound(contract.bare(teacher)).layout if isinstance(row.layout, Queries) else None
-        if isinstance(self.task.layout, Queries) and isinstance(theirs, Queries):
-            read, columns = TeacherLogits(self.task.layout, theirs, columns), None
-        self.tokens = vocabulary.aligned_tokens(row, self.model, teacher, self.processing_class, processing_class)
-        if self.tokens.columns is not None:
-            vocabulary.check_losses(self.objective, self.tokens)
-            self.task = replace(self.task, compared=self.tokens.compared)
-            read = vocabulary.AlignedLogits(read, self.tokens.columns)
+        processing_classes = (self.processing_class, processing_class)
+        pairing = paired(self.model, teacher, row, self.task, self.objective, processing_classes, self.args.device)
+        self.task, self.tokens = pairing.task, pairing.tokens
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return LiveTeacher(prepared, columns, read, (*self.objective.fields, *self.task.fields))
+        return LiveTeacher(prepared, pairing.columns, pairing.read, (*self.objective.fields, *self.task.fields))
 
     def _own_base(self) -> Teacher:
         check_base_teaches(self.model)

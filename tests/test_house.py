@@ -42,6 +42,7 @@ LAYERS = {
     "contract": 3,
     "faults": 3,
     "loading": 3,
+    "pairing": 3,
     "parts": 3,
     "trainer": 3,
     "views": 3,
