@@ -38,7 +38,8 @@ def task_of(model: nn.Module, example_label: Any = None) -> Task:
     if name == "seq2seq_lm" and "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         # Speech and audio models that are decoders over one joint sequence.
         return TASKS["causal_lm"]
-    if name == "causal_lm" and "decoder_input_ids" in inspect.signature(model.forward).parameters:
+    parameters = inspect.signature(model.forward).parameters
+    if name == "causal_lm" and model.config.is_encoder_decoder and "decoder_input_ids" in parameters:
         # Readers of pictures that are encoder-decoders: their labels are shifted already.
         return TASKS["seq2seq_lm"]
     if name == "image_text" and scores_by_sigmoid(model):
