@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hfdistill.contract import bare
 from hfdistill.errors import HfDistillError
-from hfdistill.tasks import Task, Tokens
+from hfdistill.tasks import Classes, Task, Tokens
 from hfdistill.tasks.layouts import output_field
 
 TEACHER_PREFIX = "teacher_"
@@ -52,6 +52,8 @@ class Views:
         self.teacher_names = [] if teacher is None else accepted_names(teacher)
         self.label_names = tuple(label_names)
         self.labels_for_student = task is not None and task.loss_inside
+        # A classifier's labels, one for each token, are nothing that its decoder reads.
+        self.labels_are_text = task is None or task.classes is Classes.VOCABULARY
         shifted = task is not None and isinstance(task.layout, Tokens) and task.layout.shift
         self.labels_beside = ("shift_labels",) if shifted else ()
         self._models = {"student": student, "teacher": teacher}
@@ -97,7 +99,8 @@ class Views:
             # Training and teaching never go on from a former call, and a cache holds every layer's keys and values.
             chosen.setdefault("use_cache", False)
         model, labels = self._models[role], batch.get(self.label_names[0]) if self.label_names else None
-        if "decoder_input_ids" in names and "decoder_input_ids" not in chosen and model is not None:
+        decodes = "decoder_input_ids" in names and "decoder_input_ids" not in chosen
+        if decodes and self.labels_are_text and model is not None:
             chosen.update(decoder_inputs(bare(model), labels))
         return chosen
 
