@@ -40,6 +40,8 @@ def test_targets_are_those_of_the_base_and_the_student_stays_as_it_was(kind: str
     base = loaded(kind, saved(kind, tmp_path / "base", layers=2))
     options = {} if kind == "llama" else {"modules_to_save": ["classifier"]}
     student = stirred(peft.get_peft_model(loaded(kind, tmp_path / "base"), lora(kind, lora_dropout=0.5, **options)))
+    # As with checkpointing: from the embeddings on everything would ask for a gradient.
+    student.get_base_model().enable_input_require_grads()
     student.train()
     next(iter(student.get_base_model().modules())).training = False
     first = next(value for value in student.parameters() if value.requires_grad)

@@ -111,6 +111,16 @@ def test_adapters_on_a_quantised_base(kind: str, config: dict[str, Any], tmp_pat
         torch.testing.assert_close(now[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(not installed("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_a_quantised_base_is_prepared_for_training(tmp_path: Path) -> None:
+    folder = saved("llama", tmp_path / "base")
+    student = loaded("llama", folder, quantization_config=dict(NF4_OF_BITSANDBYTES), dtype=torch.bfloat16)
+    assert student.model.norm.weight.dtype == torch.bfloat16
+    model = run("llama", tmp_path, lora("llama"), student=student, teacher=OwnBase()).model
+    assert model.get_base_model().model.norm.weight.dtype == torch.float32
+    assert not model.get_base_model().model.norm.weight.requires_grad
+
+
 @pytest.mark.skipif(not installed("gptqmodel"), reason="gptqmodel is not installed")
 @pytest.mark.filterwarnings("ignore")  # of which this library raises many
 def test_a_teacher_quantised_by_gptq(tmp_path: Path) -> None:
