@@ -27,6 +27,8 @@ def stopped(arguments: list[str], when: Callable[[], bool], how: signal.Signals)
         limit = time.monotonic() + 120
         while not when() and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.005)
+        # Saving ends with finalisers, and Python drops an interrupt that arrives inside one.
+        time.sleep(0.2)
         assert process.poll() is None, process.communicate()[1]
         process.send_signal(how)
         _, said = process.communicate(timeout=60)
