@@ -157,3 +157,15 @@ def test_a_base_that_cannot_teach_is_refused(tmp_path: Path) -> None:
     resnet = tiny.model("resnet", layers=1)
     with pytest.raises(HfDistillError, match="running statistics"):
         run("vit", tmp_path, lora("vit", target_modules=["convolution"]), student=resnet, teacher=OwnBase())
+
+
+def test_a_prefix_is_left_out_too(tmp_path: Path) -> None:
+    config = peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    student = peft.get_peft_model(loaded("llama", saved("llama", tmp_path / "base")), config).train()
+    before = settings(student)
+    with torch.no_grad():
+        expected = loaded("llama", tmp_path / "base").eval()(**batch("llama")).logits
+        assert not torch.equal(student(**batch("llama")).logits, expected)
+    torch.testing.assert_close(OwnBaseTeacher(lambda: student)(batch("llama")).logits, expected)
+    assert settings(student) == before
+    assert not torch.equal(student(**batch("llama")).logits, expected)
