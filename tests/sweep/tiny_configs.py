@@ -62,6 +62,9 @@ RULES: list[tuple[str, int | tuple[Any]]] = [
     (r"(pretrain_)?(image|img)_size|crop_size|eval_size|train_size", IMAGE),
     (r"patch_size", PATCH),
     (r"num_conv_pos_embeddings", 4),
+    (r"num_denoising", (0,)),
+    (r"group_detr", 2),
+    (r"train_num_points|num_feature_points", 16),
     (r"num_mel_bins|num_codevectors_per_group", 16),
     (r"num_frames|frames_per_clip", 4),
     (r"(num_)?(query_tokens|queries|latents|landmarks|image_tokens)|resampler_num_latents|num_buckets", 8),
@@ -95,14 +98,22 @@ def tiny_config(model_type: str, **settings: Any) -> PreTrainedConfig:
     return shrunk(CONFIG_MAPPING[model_type], **settings)
 
 
-def shrunk(config_class: type[PreTrainedConfig], **settings: Any) -> PreTrainedConfig:
-    """The config class with small settings throughout, its nested configs too."""
-    default = config_class()
-    changes = {**small_settings(default), **EXCEPTIONS.get(config_class.model_type, {}), **settings}
+def shrunk(
+    config_class: type[PreTrainedConfig], default: PreTrainedConfig | None = None, **settings: Any
+) -> PreTrainedConfig:
+    """The config class with small settings throughout, its nested configs too.
+
+    `default` is what a nested config is by default, which its class alone need not be.
+    """
+    plain = config_class()
+    default = default or plain
+    names = field_names(config_class)
+    own = {name: value for name, value in vars(default).items() if name in names and value != vars(plain).get(name)}
+    changes = {**own, **small_settings(default), **EXCEPTIONS.get(config_class.model_type, {}), **settings}
     for name, value in changes.items():
         part = vars(default).get(name)
-        if isinstance(value, dict) and isinstance(part, PreTrainedConfig):
-            changes[name] = shrunk(type(part), **value)
+        if isinstance(value, dict) and isinstance(part, PreTrainedConfig) and "model_type" not in value:
+            changes[name] = shrunk(type(part), part, **value)
     return config_class(**changes)
 
 
@@ -122,17 +133,28 @@ def small_settings(default: PreTrainedConfig) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, PreTrainedConfig):
-            changed[name] = shrunk(type(value))
+            changed[name] = shrunk(type(value), value)
         elif name in names and name not in {"id2label", "label2id", "num_labels"}:
             small = layered(name, value, places, values)
             if small != value:
                 changed[name] = small
+    changed |= outputs_kept(default)
     left_open = {name: value for name, value in OPEN.items() if name in names and values.get(name) is None}
     encoder_decoder = vars(default).get("is_encoder_decoder") or "decoder_config" in names
     if encoder_decoder:
         started = {"decoder_start_token_id": 2, "pad_token_id": 1}
         left_open |= {name: value for name, value in started.items() if vars(default).get(name) is None}
     return changed | left_open
+
+
+def outputs_kept(default: PreTrainedConfig) -> dict[str, Any]:
+    """As many feature maps as the default of a backbone gives; of a transformer, one after each of its layers."""
+    kept = vars(default).get("_out_indices") or []
+    if len(kept) < 2:
+        return {}
+    if layer_count(vars(default)) == len(vars(default).get("stage_names", ())) - 1:
+        return {"num_hidden_layers": len(kept), "out_indices": list(range(1, len(kept) + 1))}
+    return {"out_indices": list(kept)}
 
 
 def layer_count(values: dict[str, Any]) -> int | None:
@@ -186,7 +208,8 @@ def small_value(name: str, value: Any) -> Any:
     bound = rule(name)
     if isinstance(bound, tuple):
         several = isinstance(value, (list, tuple))
-        return type(value)(bound[0] for _ in value) if several else value if value is None else bound[0]
+        kept = value is None or isinstance(value, bool) != isinstance(bound[0], bool)
+        return type(value)(bound[0] for _ in value) if several else value if kept else bound[0]
     if isinstance(value, (list, tuple)):
         return type(value)(min(each, bound) if type(each) is int else each for each in value)
     return min(value, bound) if type(value) is int else value
