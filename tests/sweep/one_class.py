@@ -27,8 +27,14 @@ MOST_PARAMETERS = 5_000_000
 SHARE = 0.05
 
 
-# GLPN pools the pixels of a whole batch under one root, and ProphetNet predicts several tokens ahead.
-OTHER_LOSS = {"GLPNForDepthEstimation", "ProphetNetForCausalLM", "ProphetNetForConditionalGeneration"}
+# GLPN pools the pixels of a whole batch under one root, CPM-Ant does not shift its labels, and ProphetNet predicts
+# several tokens ahead.
+OTHER_LOSS = {
+    "CpmAntForCausalLM",
+    "GLPNForDepthEstimation",
+    "ProphetNetForCausalLM",
+    "ProphetNetForConditionalGeneration",
+}
 
 
 class NotBuiltError(Exception):
