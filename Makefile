@@ -13,11 +13,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-# The oldest versions that the tests pass with; Transformers 5.0 asks for accelerate 1.1, but does not import with it.
+# The oldest versions that the tests pass with. Before 5.18 Transformers hides AutoImageProcessor where there is no
+# torchvision (https://github.com/huggingface/transformers/issues/48607).
 # torch, numpy and the like are newer than these, and warn about them, so here warnings are no errors.
 OLDEST_VENV := .venv-oldest
 OLDEST_INSTALLED := $(OLDEST_VENV)/.installed
-OLDEST := transformers==5.0.0 accelerate==1.3.0 datasets==4.0.0 huggingface_hub==1.3.0 peft==0.18.0 evaluate==0.4.6
+OLDEST := transformers==5.18.0 accelerate==1.7.0 datasets==4.0.0 huggingface_hub==1.31.0 peft==0.21.0 evaluate==0.4.6
 
 # One thread each: two threads beside a busy process cost many times more than they give on small models.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

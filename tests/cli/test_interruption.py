@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -23,12 +25,13 @@ LONG = {"max_steps": 200, "save_steps": 20, "per_device_train_batch_size": 8, "l
 def stopped(arguments: list[str], when: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
     """Run the command until `when`, end it with a signal; returns its exit code and what it said."""
     command = [sys.executable, "-m", "hfdistill", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    # A shell starts what it runs in the background with interrupts ignored, and that is inherited.
+    pipes["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **pipes) as process:
         limit = time.monotonic() + 120
         while not when() and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.005)
-        # Saving ends with finalisers, and Python drops an interrupt that arrives inside one.
-        time.sleep(0.2)
         assert process.poll() is None, process.communicate()[1]
         process.send_signal(how)
         _, said = process.communicate(timeout=60)
