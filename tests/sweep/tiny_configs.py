@@ -107,8 +107,13 @@ def shrunk(
     """
     plain = config_class()
     default = default or plain
-    names = field_names(config_class)
-    own = {name: value for name, value in vars(default).items() if name in names and value != vars(plain).get(name)}
+    names = field_names(config_class) - {"per_layer_config"}  # made anew from what the other settings say
+    told = {name: value for name, value in vars(default).items() if name in names}
+    own = {
+        name: value
+        for name, value in told.items()
+        if not isinstance(value, PreTrainedConfig) and value != vars(plain).get(name)
+    }
     changes = {**own, **small_settings(default), **EXCEPTIONS.get(config_class.model_type, {}), **settings}
     for name, value in changes.items():
         part = vars(default).get(name)
