@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfdistill import contract
-from hfdistill.data import STUDENT, TEACHER, view_differences, whole_batch
+from hfdistill.data import STUDENT, TEACHER, whole_batch
 from hfdistill.data.labels import SINGLE
 from hfdistill.errors import HfDistillError
 from hfdistill.objective import Objective
 from hfdistill.stages import models
-from hfdistill.stages.outcome import predictions
-from hfdistill.stages.run import Run, processor_of
-from hfdistill.stages.scores import scores
+from hfdistill.stages.exam import Exam
+from hfdistill.stages.exams import outcome_of
+from hfdistill.stages.run import Run
 from hfdistill.stages.settings import STUDENT as STUDENT_STAGE
 from hfdistill.stages.settings import stage_settings
 from hfdistill.trainer import DistillationTrainer
@@ -131,7 +131,7 @@ class Doctor:
         names = ", ".join(data.space.names[:6]) + (", ..." if len(data.space.names) > 6 else "")
         rows = f"{len(data.train)} + {len(data.validation)} + {len(data.test)} rows looked at"
         over = f" over {names}" if names else ""
-        finding = f"{data.kind} in {', '.join(data.columns)}; {data.space.problem_type}{over}; {rows}"
+        finding = f"{data.kind.name} in {', '.join(data.kind.columns)}; {data.space.problem_type}{over}; {rows}"
         return (NOTE, f"{finding}. {'; '.join(data.notices)}") if data.notices else (GOOD, finding)
 
     def _teacher(self) -> tuple[str, str]:
@@ -142,11 +142,11 @@ class Doctor:
         return NOTE, f"{finding}; it will be fine-tuned first: what is said of it below holds before that"
 
     def _original(self) -> PreTrainedModel:
-        return models.load_original_teacher(self.recipe, self.run.data.kind, self.run.data.space)
+        return models.load_original_teacher(self.recipe, self.run.data.kind)
 
     def _student(self) -> tuple[str, str]:
         data = self.run.data
-        self.student = models.build_student(self.recipe, data.kind, data.space, self.recipe.seeds[0])
+        self.student = models.build_student(self.recipe, data.kind, self.recipe.seeds[0])
         contract.check_distinct(self.student, self.teacher)
         contract.check_same_problem(self.student, self.teacher)
         share = _parameters(self.student) / _parameters(self.teacher)
@@ -176,8 +176,8 @@ class Doctor:
             self.settings.config(self.folder),
             teacher_model=self.teacher,
             objective=self.recipe.objective.build(),
-            processing_class=processor_of(student),
-            teacher_processing_class=processor_of(student if prepared.shared else teacher),
+            processing_class=student.processor,
+            teacher_processing_class=(student if prepared.shared else teacher).processor,
             train_dataset=prepared.student_train(),
             data_collator=whole_batch,
         )
@@ -188,27 +188,24 @@ class Doctor:
         given = {STUDENT: views.student(example), TEACHER: views.teacher(example)}
         read = {name: ", ".join(key for key in each if key != "use_cache") for name, each in given.items()}
         finding = f"the student reads {read[STUDENT]}, the teacher {read[TEACHER]}"
-        differences = view_differences(*self.run.views)
+        differences = self.run.views[0].differences(self.run.views[1])
         if differences:
             return NOTE, f"{finding}; each has its own view of an example ({'; '.join(differences)})"
         return GOOD, f"{finding}, made by the same processor"
 
     def _knowledge(self) -> tuple[str, str]:
         data, space = self.run.data, self.run.data.space
-        examples = self.run.prepared.evaluation("validation", TEACHER)
         config = self.settings.config(self.folder)
-        if space.token_level:
-            known = scores(self.teacher, None, examples, config, space).metrics(space)
-        else:
-            known = predictions(self.teacher, examples, data.validation.labels, config, space).metrics(space)
-        shown = f"on {len(examples)} validation rows: {', '.join(f'{key} {value:.3g}' for key, value in known.items())}"
-        if space.token_level and not space.names:
+        known = outcome_of(Exam(self.teacher, None, self.run.prepared, "validation", config)).metrics(space)
+        rows = len(self.run.prepared.validation)
+        shown = f"on {rows} validation rows: {', '.join(f'{key} {value:.3g}' for key, value in known.items())}"
+        if not space.whole and not space.names:
             return self._judged(known["loss"] < math.log(vocabulary_size(self.teacher) or 1), shown)
         if space.problem_type != SINGLE:
             return GOOD, shown
-        chance = float(torch.bincount(data.validation.labels).max()) / len(examples)
-        margin = 2 * math.sqrt(chance * (1 - chance) / len(examples))
-        on = f"on {len(examples)} validation rows; always the largest class {chance:.1%}"
+        chance = float(torch.bincount(data.validation.labels).max()) / rows
+        margin = 2 * math.sqrt(chance * (1 - chance) / rows)
+        on = f"on {rows} validation rows; always the largest class {chance:.1%}"
         return self._judged(known["accuracy"] > chance + margin, f"accuracy {known['accuracy']:.1%} {on}")
 
     def _judged(self, knows: bool, finding: str) -> tuple[str, str]:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from hfdistill.data.examples import STUDENT, TEACHER, Examples, whole_batch
+from hfdistill.data.kind import Kind, View
 from hfdistill.data.labels import LabelSpace
-from hfdistill.data.prepared import PreparedData, View, prepare
-from hfdistill.data.processors import student_view, teacher_view, view_differences
+from hfdistill.data.prepared import PreparedData, prepare
 from hfdistill.data.splits import TaskData, read_data
 
 __all__ = [
     "STUDENT",
     "TEACHER",
     "Examples",
+    "Kind",
     "LabelSpace",
     "PreparedData",
     "TaskData",
     "View",
     "prepare",
     "read_data",
-    "student_view",
-    "teacher_view",
-    "view_differences",
     "whole_batch",
 ]

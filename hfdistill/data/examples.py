@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,9 @@ from hfdistill.data.changes import Changes, Draws
 from hfdistill.data.labels import UNLABELLED
 
 STUDENT, TEACHER = "student", "teacher"
+
+Progress = Callable[[Sequence[Any], str], Iterator[Any]]
+"""Goes through a sequence with a bar that says what is being done."""
 
 
 class Source(Protocol):

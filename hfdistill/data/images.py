@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
 
+from hfdistill.contract import processing_differences
 from hfdistill.data.changes import CROP, FLIP, RESIZED_CROP, Draws
+from hfdistill.data.examples import Progress
+from hfdistill.data.kind import Kind, SourceRequest
+from hfdistill.data.processors import loaded_processor, processor_name
 from hfdistill.errors import HfDistillError
+from hfdistill.recipe import DataSection, StudentSection, TeacherSection
 
 MEMORY = 2 * 2**30
 """Bytes of processed images that a run keeps, all splits and views together."""
-
-Progress = Callable[[Sequence[Any], str], Iterator[Any]]
+SAMPLE = 1000
+"""Train images from which mean and standard deviation of the pixels are taken."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,36 @@ class ImageView:
         _, _, height, width = self([image.convert(self.mode)]).shape
         return width, height
 
+    def differences(self, other: ImageView) -> list[str]:
+        """In words what the other view does differently."""
+        modes = [f"{self.mode} against {other.mode} images"] if self.mode != other.mode else []
+        return modes + processing_differences(self.processor, other.processor)
+
     def black(self, image: Image.Image) -> Tensor:
         """A black pixel as the model sees it, (channels,)."""
         return self([Image.new(self.mode, image.size)])[0, :, 0, 0]
+
+
+class Images(Kind):
+    """Images with a label each."""
+
+    name = "image"
+    auto_class = AutoModelForImageClassification
+
+    def view(
+        self,
+        section: TeacherSection | StudentSection,
+        config: PreTrainedConfig,
+        train: datasets.Dataset,
+        teacher: ImageView | None = None,
+    ) -> ImageView:
+        """With the model's own processor if it has one, or else the teacher's, or one made for the data."""
+        return image_view(section, config, train, self.columns[0], self.section, teacher)
+
+    def source(self, request: SourceRequest) -> MemoryImages | DiskImages:
+        """In memory if they fit there, otherwise from disk."""
+        views: Mapping[str, ImageView] = request.views
+        return image_source(request.dataset, self.columns[0], views, request.budget, request.augment, request.bar)
 
 
 @dataclass(frozen=True)
@@ -135,3 +169,57 @@ def shrunk(processor: Any, size: tuple[int, int]) -> Any:
     changed.do_center_crop = False
     changed.do_resize = True
     return changed
+
+
+def image_view(
+    section: TeacherSection | StudentSection,
+    config: PreTrainedConfig,
+    train: datasets.Dataset,
+    column: str,
+    data: DataSection,
+    teacher: ImageView | None = None,
+) -> ImageView:
+    """How a model sees an image: by the processor beside it, or else as its teacher does, or by one made for it."""
+    mode = colours(config)
+    if processor_name(section) is not None:
+        return ImageView(loaded_processor(AutoImageProcessor, section), mode)
+    if teacher is None:
+        return ImageView(made_processor(config, train, column, data), mode)
+    own = section.config if isinstance(section, StudentSection) else None
+    wanted = (own or {}).get("image_size") or data.image_size
+    if mode != teacher.mode:
+        first = read_image(train, column, 0, teacher.mode)
+        return ImageView(made_processor(config, train, column, data, wanted or teacher.size(first)[::-1]), mode)
+    return ImageView(shrunk(teacher.processor, _pair(wanted)) if wanted else teacher.processor, teacher.mode)
+
+
+def colours(config: PreTrainedConfig) -> str:
+    """The colour mode that a model reads."""
+    return "L" if config.to_dict().get("num_channels") == 1 else "RGB"
+
+
+def made_processor(
+    config: PreTrainedConfig, train: datasets.Dataset, column: str, section: DataSection, size: Any = None
+) -> Any:
+    """A processor for a model that has none: a size given, the model's or the data's; the data's mean and deviation."""
+    mode = colours(config)
+    first = read_image(train, column, 0, mode)
+    size = size or section.image_size or config.to_dict().get("image_size") or (first.height, first.width)
+    mean, std = section.image_mean, section.image_std
+    if mean is None or std is None:
+        rows = np.linspace(0, len(train) - 1, num=min(SAMPLE, len(train)), dtype=np.int64)
+        images = [np.asarray(read_image(train, column, int(row), mode), np.float64) for row in rows]
+        pixels = np.concatenate([image.reshape(-1, len(mode)) for image in images]) / 255
+        mean, std = mean or pixels.mean(0).round(4).tolist(), std or pixels.std(0).clip(min=1e-3).round(4).tolist()
+    # Imported here: without torchvision its import warns, and few runs need it.
+    from transformers import ViTImageProcessor
+
+    height, width = _pair(size)
+    return ViTImageProcessor(size={"height": height, "width": width}, image_mean=mean, image_std=std)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)

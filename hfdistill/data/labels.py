@@ -19,8 +19,8 @@ SINGLE = "single_label_classification"
 MULTI = "multi_label_classification"
 REGRESSION = "regression"
 UNLABELLED = -100
-LANGUAGE_TASKS = ("causal_lm", "masked_lm")
-TOKEN_TASKS = (*LANGUAGE_TASKS, "token_classification")
+WHOLE_TASKS = (SINGLE, MULTI, REGRESSION)
+"""Tasks with one label for the whole example."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LabelSpace:
         if not self.names:
             return {}
         id2label = dict(enumerate(self.names))
-        if self.token_level:
+        if not self.whole:
             return {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         return {
             "id2label": id2label,
@@ -44,14 +44,18 @@ class LabelSpace:
         }
 
     @property
-    def token_level(self) -> bool:
-        """Whether labels belong to tokens; a row then holds a mark of at least 0 instead of a label, or -100."""
-        return self.problem_type in TOKEN_TASKS
+    def whole(self) -> bool:
+        """Whether a label is one of the whole example.
+
+        Where labels are of its parts (tokens, pixels, boxes), they come with its inputs, and a row holds a mark of at
+        least 0 instead of a label, or -100.
+        """
+        return self.problem_type in WHOLE_TASKS
 
     @property
     def whole_numbers(self) -> bool:
         """Whether a row's label, or mark, is a whole number, and -100 where it has none."""
-        return self.problem_type == SINGLE or self.token_level
+        return self.problem_type == SINGLE or not self.whole
 
     def missing(self) -> Any:
         """The label of a row that has none."""

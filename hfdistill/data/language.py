@@ -12,16 +12,50 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hfdistill.data.changes import Changes, Draws
-from hfdistill.data.images import Progress
+from hfdistill.data.examples import Progress
+from hfdistill.data.kind import SourceRequest
 from hfdistill.data.labels import UNLABELLED, LabelSpace
-from hfdistill.data.texts import CHUNK, TextView, texts_of
+from hfdistill.data.texts import BLOCK, CHUNK, TextKind, TextView, texts_of
 from hfdistill.errors import HfDistillError
 
 MASKED = 0.8
 RANDOM = 0.1
 """Of the tokens chosen for prediction, so many become the mask token, so many a random one; the rest stay (BERT)."""
+
+
+class RunningText(TextKind):
+    """Documents for a causal language model."""
+
+    name = "causal_lm"
+    auto_class: Any = AutoModelForCausalLM
+    regrouped = True
+    longest = BLOCK
+
+    def made_reader(self, train: datasets.Dataset, known_names: Sequence[str] | None) -> DocumentReader:
+        """Reads checksums; the text itself is the label."""
+        return DocumentReader(str(self.section.task), self.columns)
+
+    def source(self, request: SourceRequest) -> Blocks:
+        """Blocks of tokens; both models read the same."""
+        _, view = request.only_view(self.name)
+        return block_source(request.dataset, self.columns, view, self._masked_share(), request.bar)
+
+    def _masked_share(self) -> float | None:
+        return None
+
+
+class MaskedText(RunningText):
+    """Documents for a masked language model."""
+
+    name = "masked_lm"
+    auto_class = AutoModelForMaskedLM
+    drawn = True
+
+    def _masked_share(self) -> float:
+        return self.section.mask_probability
 
 
 class DocumentReader:

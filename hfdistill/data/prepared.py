@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from hfdistill.data.changes import Changes
-from hfdistill.data.examples import STUDENT, TEACHER, Examples, Source
-from hfdistill.data.images import MEMORY, ImageView, Progress, image_source
-from hfdistill.data.labels import LANGUAGE_TASKS
-from hfdistill.data.language import block_source
-from hfdistill.data.splits import IMAGE, TEXT, Split, TaskData
-from hfdistill.data.tags import TagReader
-from hfdistill.data.texts import TextView, text_source
-from hfdistill.errors import HfDistillError
-
-View = ImageView | TextView
+from hfdistill.data.examples import STUDENT, TEACHER, Examples, Progress, Source
+from hfdistill.data.images import MEMORY
+from hfdistill.data.kind import SourceRequest, View
+from hfdistill.data.splits import Split, TaskData
 
 
 @dataclass(frozen=True)
@@ -52,15 +45,14 @@ class PreparedData:
             split
         ]
         views = self._views() if role == "both" else {"": self._own(role)}
-        labels = None if self.data.space.problem_type in LANGUAGE_TASKS else part.labels
+        labels = None if self.data.kind.regrouped else part.labels
         return Examples(source, labels, views, torch.arange(len(source)))
 
     def _train(self, labels: torch.Tensor, views: Mapping[str, str]) -> Examples:
-        language = self.data.space.problem_type in LANGUAGE_TASKS
-        changes = self.data.section.augment or self.data.space.problem_type == "masked_lm"
+        changes = self.data.section.augment or self.data.kind.drawn
         return Examples(
             self.train,
-            None if language else labels,
+            None if self.data.kind.regrouped else labels,
             views,
             torch.arange(len(self.train)),
             Changes(tuple(self.data.section.augment)) if changes else None,
@@ -79,26 +71,14 @@ class PreparedData:
 
 def prepare(data: TaskData, student: View, teacher: View | None, bar: Progress) -> PreparedData:
     """Process the inputs for a student and, where its view differs (`teacher` is not None), for the teacher."""
-    views: dict[str, Any] = {STUDENT: student} if teacher is None else {STUDENT: student, TEACHER: teacher}
+    views = {STUDENT: student} if teacher is None else {STUDENT: student, TEACHER: teacher}
     total = len(data.train) + len(data.validation) + len(data.test)
 
-    def source(split: Split, augment: tuple[str, ...]) -> Source:
-        if data.kind == IMAGE:
-            budget = MEMORY * len(split) // total
-            return image_source(split.dataset, data.columns[0], views, budget, augment, bar)
-        if data.kind == TEXT:
-            return text_source(split.dataset, data.columns, views, bar)
-        if teacher is not None or not isinstance(student, TextView):
-            raise HfDistillError(
-                f"Student and teacher have different tokenizers, or cut at different lengths; for {data.kind} both "
-                "have to read the same tokens. Give both one tokenizer (student.processor) and set data.max_length."
-            )
-        if isinstance(data.reader, TagReader):
-            return data.reader.source(split.dataset, student, STUDENT, bar)
-        probability = data.section.mask_probability if data.kind == "masked_lm" else None
-        return block_source(split.dataset, data.columns, student, probability, bar)
+    def source(split: Split, name: str, augment: Sequence[str] = ()) -> Source:
+        budget = MEMORY * len(split) // total
+        return data.kind.source(SourceRequest(split.dataset, name, views, budget, bar, augment))
 
-    train = source(data.train, tuple(data.section.augment))
-    validation = source(data.validation, ())
-    test = validation if data.test is data.validation else source(data.test, ())
+    train = source(data.train, "train", data.section.augment)
+    validation = source(data.validation, "validation")
+    test = validation if data.test is data.validation else source(data.test, "test")
     return PreparedData(data, train, validation, test, teacher is None)

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
-from hfdistill.data.labels import SINGLE, UNLABELLED, LabelReader, LabelSpace, check_columns
-from hfdistill.data.language import DocumentReader
+from hfdistill.data.kind import Kind
+from hfdistill.data.kinds import kind_of
+from hfdistill.data.labels import SINGLE, UNLABELLED, LabelSpace, check_columns
 from hfdistill.data.sampling import Indices, stratified
 from hfdistill.data.sources import load_splits
-from hfdistill.data.tags import TagReader
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection, RecipeError
-
-IMAGE, TEXT, TAGS = "image", "text", "token_classification"
-
-
-class Reader(Protocol):
-    """Reads the labels of a split."""
-
-    space: LabelSpace
-
-    def __call__(self, dataset: datasets.Dataset, split: str, *, allow_missing: bool) -> Tensor:
-        """A label, or a mark, for each row."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -51,20 +39,22 @@ class Split:
 class TaskData:
     """What the recipe's data section describes.
 
-    `kind` is image or text, or the task of a head over tokens; `columns` are those read, `labelled` marks the rows of
-    `train` whose labels are used, and `notices` tell what a reader of the results has to know.
+    `kind` says what is read and how; `labelled` marks the rows of `train` whose labels are used, and `notices` tell
+    what a reader of the results has to know.
     """
 
     section: DataSection
-    kind: str
-    columns: tuple[str, ...]
-    space: LabelSpace
+    kind: Kind
     train: Split
     validation: Split
     test: Split
     labelled: Tensor
     notices: tuple[str, ...]
-    reader: Reader
+
+    @property
+    def space(self) -> LabelSpace:
+        """Kind of problem and classes."""
+        return self.kind.reader.space
 
     def masked_labels(self) -> Tensor:
         """The train split's labels, with those that are not used taken away."""
@@ -79,10 +69,11 @@ def read_data(section: DataSection, known_names: Sequence[str] | None = None) ->
     Errors: RecipeError for keys that do not fit the data, HfDistillError for rows that cannot be used.
     """
     raw = load_splits(section)
-    kind, columns, reader = _reading(raw[section.train_split], section, known_names)
+    kind = kind_of(raw[section.train_split], section, known_names)
+    reader = kind.reader
 
     def labelled_split(name: str) -> Split:
-        check_columns(raw[name], columns, "data.image_column" if kind == IMAGE else "data.text_columns")
+        check_columns(raw[name], kind.columns, f"the {name} split")
         return Split(raw[name], reader(raw[name], name, allow_missing=name == section.train_split))
 
     notices: list[str] = []
@@ -110,54 +101,7 @@ def read_data(section: DataSection, known_names: Sequence[str] | None = None) ->
         notices.append(f"{len(train) - rest} labelled rows; the other {rest} are learnt from the teacher alone")
         if section.labelled is not None and section.teacher_labels == "all":
             notices.append("the teacher is trained on all labels, so part of a gain is its data")
-    return TaskData(section, kind, columns, reader.space, train, validation, test, labelled, tuple(notices), reader)
-
-
-def _reading(
-    train: datasets.Dataset, section: DataSection, known_names: Sequence[str] | None
-) -> tuple[str, tuple[str, ...], Reader]:
-    """The kind of input, its columns, and what reads the labels: those of rows, or of the tokens in them."""
-    if section.task == TAGS:
-        tags = TagReader(train, section, known_names)
-        return TAGS, (tags.words,), tags
-    kind, columns = _inputs(train, section)
-    if section.task is None:
-        return kind, columns, LabelReader(train, section, known_names)
-    if kind == IMAGE:
-        raise RecipeError(f"data.task: {section.task} reads text, and the data holds images in {columns[0]!r}.")
-    return section.task, columns, DocumentReader(section.task, columns)
-
-
-def _inputs(dataset: datasets.Dataset, section: DataSection) -> tuple[str, tuple[str, ...]]:
-    """The kind of input and its columns: those that the recipe names, or else the only ones of their type."""
-    if section.image_column is not None:
-        check_columns(dataset, [section.image_column], "data.image_column")
-        feature = dataset.features[section.image_column]
-        if not isinstance(feature, datasets.Image):
-            raise RecipeError(f"data.image_column: {section.image_column!r} holds {feature}; expected images.")
-        return IMAGE, (section.image_column,)
-    if section.text_columns is not None:
-        columns = tuple(section.text_columns)
-        check_columns(dataset, columns, "data.text_columns")
-        for column in columns:
-            if not _is_text(dataset.features[column]):
-                raise RecipeError(f"data.text_columns: {column!r} holds {dataset.features[column]}; expected texts.")
-        return TEXT, columns
-    labels = {section.label_column} if isinstance(section.label_column, str) else set(section.label_column)
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    texts = [name for name, feature in dataset.features.items() if _is_text(feature) and name not in labels]
-    if len(images) == 1:
-        return IMAGE, (images[0],)
-    if not images and len(texts) == 1:
-        return TEXT, (texts[0],)
-    raise RecipeError(
-        f"data: which columns to read is not clear; the data has {', '.join(dataset.column_names)}. Name "
-        "data.image_column, or data.text_columns (two for pairs)."
-    )
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and "string" in feature.dtype
+    return TaskData(section, kind, train, validation, test, labelled, tuple(notices))
 
 
 def _known(split: Split, space: LabelSpace) -> Tensor:

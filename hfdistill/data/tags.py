@@ -11,14 +11,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AutoModelForTokenClassification
 
-from hfdistill.data.images import Progress
+from hfdistill.data.examples import Progress
+from hfdistill.data.kind import SourceRequest
 from hfdistill.data.labels import UNLABELLED, LabelSpace, check_columns
-from hfdistill.data.texts import CHUNK, Texts, TextView, flat_tokens
+from hfdistill.data.texts import CHUNK, TextKind, Texts, TextView, flat_tokens
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection, RecipeError
 
 TASK = "token_classification"
+
+
+class TaggedWords(TextKind):
+    """Sentences as lists of words with a tag each."""
+
+    name = TASK
+    auto_class = AutoModelForTokenClassification
+
+    def made_reader(self, train: datasets.Dataset, known_names: Sequence[str] | None) -> TagReader:
+        """Reads the tags, and knows which column holds the words."""
+        self.tags = TagReader(train, self.section, known_names)
+        self.columns = (self.tags.words,)
+        return self.tags
+
+    def source(self, request: SourceRequest) -> Texts:
+        """Tokenised once; both models read the same tokens."""
+        name, view = request.only_view(self.name)
+        return self.tags.source(request.dataset, view, name, request.bar)
 
 
 class TagReader:

@@ -11,11 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, ByT5Tokenizer, PreTrainedConfig
 
-from hfdistill.data.images import Progress
+from hfdistill.contract import processing_differences
+from hfdistill.data.examples import Progress
+from hfdistill.data.kind import Kind, SourceRequest
+from hfdistill.data.processors import loaded_processor, processor_name
 from hfdistill.errors import HfDistillError
+from hfdistill.recipe import RecipeError, StudentSection, TeacherSection
 
 CHUNK = 1000
+BYTES = "bytes"
+"""As a processor's name: the bytes of UTF-8 as tokens (ByT5), which needs no file; 384 tokens."""
+BLOCK = 512
+"""Tokens of a block of running text, and of an example of a model without a limit, where nobody says."""
+LONGEST = 100_000
+"""A tokenizer's model_max_length above this means that nobody has set it."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,73 @@ class TextView:
 
     tokenizer: Any
     max_length: int
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer."""
+        return self.tokenizer
+
+    def differences(self, other: TextView) -> list[str]:
+        """In words what the other view does differently."""
+        lengths = (self.max_length, other.max_length)
+        longest = [f"at most {lengths[0]} tokens against {lengths[1]}"] if lengths[0] != lengths[1] else []
+        return longest + processing_differences(self.tokenizer, other.tokenizer)
+
+
+class TextKind(Kind):
+    """What is read through a tokenizer; `longest` are the tokens of an example, where neither recipe nor model says."""
+
+    longest: int | None = None
+
+    def view(
+        self,
+        section: TeacherSection | StudentSection,
+        config: PreTrainedConfig,
+        train: datasets.Dataset,
+        teacher: TextView | None = None,
+    ) -> TextView:
+        """With the model's own tokenizer if it has one, or else the teacher's."""
+        return text_view(section, config, self.section.max_length or self.longest, teacher)
+
+
+class TextRows(TextKind):
+    """Texts, or pairs of texts, with a label each."""
+
+    name = "text"
+    auto_class = AutoModelForSequenceClassification
+
+    def source(self, request: SourceRequest) -> Texts:
+        """Tokenised once for each view."""
+        return text_source(request.dataset, self.columns, request.views, request.bar)
+
+
+def text_view(
+    section: TeacherSection | StudentSection,
+    config: PreTrainedConfig,
+    max_length: int | None,
+    teacher: TextView | None = None,
+) -> TextView:
+    """How a model reads a text: at most `max_length` tokens, as far as tokenizer and model take so many.
+
+    Errors: RecipeError for a model without a tokenizer, HfDistillError for one that cannot be loaded.
+    """
+    name = processor_name(section)
+    if name is None and teacher is None:
+        raise RecipeError(
+            f"{section.SECTION}.processor: a model built from a config has no tokenizer; name the Hub id or folder of "
+            "one, such as bert-base-uncased, or 'bytes'."
+        )
+    if name is None and teacher is not None:
+        tokenizer = teacher.tokenizer
+    else:
+        tokenizer = ByT5Tokenizer() if name == BYTES else loaded_processor(AutoTokenizer, section)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    limits = [max_length, config.to_dict().get("max_position_embeddings")]
+    if tokenizer.model_max_length < LONGEST:
+        limits.append(tokenizer.model_max_length)
+    known = [int(limit) for limit in limits if limit is not None]
+    return TextView(tokenizer, min(known) if known else BLOCK)
 
 
 @dataclass(frozen=True)

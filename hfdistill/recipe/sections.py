@@ -107,6 +107,7 @@ class DataSection:
     test_fraction: float | None = None
     split_seed: int = 0
     image_column: str | None = None
+    audio_column: str | None = None
     text_columns: str | list[str] | None = None
     label_column: str | list[str] = "label"
     task: TokenTask | None = None
@@ -137,8 +138,9 @@ class DataSection:
             _settle(self, "text_columns", [self.text_columns])
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise RecipeError(f"data.text_columns: got {self.text_columns}, expected one column, or two for pairs.")
-        if self.text_columns is not None and self.image_column is not None:
-            raise RecipeError("data: image_column and text_columns came; expected one kind of input. Set one to null.")
+        inputs = [name for name in ("image_column", "audio_column", "text_columns") if getattr(self, name) is not None]
+        if len(inputs) > 1:
+            raise RecipeError(f"data: {' and '.join(inputs)} came; expected one kind of input. Set the others to null.")
         if self.text_columns is not None and self.augment:
             raise RecipeError("data.augment: these change images, and the recipe reads text; set it to [].")
         if self.test_fraction is not None and self.test_split is not None:

@@ -10,18 +10,12 @@ from typing import Any
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     set_seed,
 )
 
-from hfdistill.data.labels import LabelSpace
-from hfdistill.data.splits import IMAGE, TAGS, TEXT
+from hfdistill.data import Kind
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.loading import load_teacher, why_not_loaded
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
@@ -30,14 +24,6 @@ from hfdistill.students import student_from_teacher
 
 TEACHER_SEED = 42
 """The teacher is trained once, whatever the seeds of the students."""
-
-_AUTO_CLASSES: dict[str, Any] = {
-    IMAGE: AutoModelForImageClassification,
-    TEXT: AutoModelForSequenceClassification,
-    TAGS: AutoModelForTokenClassification,
-    "causal_lm": AutoModelForCausalLM,
-    "masked_lm": AutoModelForMaskedLM,
-}
 
 
 def named_config(section: TeacherSection | StudentSection) -> PreTrainedConfig:
@@ -71,57 +57,57 @@ def _made_config(settings: Mapping[str, Any], path: str) -> PreTrainedConfig:
     return config
 
 
-def load_original_teacher(recipe: Recipe, kind: str, space: LabelSpace) -> PreTrainedModel:
+def load_original_teacher(recipe: Recipe, kind: Kind) -> PreTrainedModel:
     """The teacher as the recipe names it, before any fine-tuning: with its own head if it is used as it is."""
     section = recipe.teacher
     if section.finetune is None:
         return load_teacher(str(section.model), section.revision, section.init_kwargs)
     if section.config is not None:
         set_seed(TEACHER_SEED)
-        return _from_config(named_config(section), kind, space, "teacher.config")
+        return _from_config(named_config(section), kind, "teacher.config")
     set_seed(TEACHER_SEED)
-    return _from_name(section, kind, space)
+    return _from_name(section, kind)
 
 
-def build_student(recipe: Recipe, kind: str, space: LabelSpace, seed: int) -> PreTrainedModel:
+def build_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
     """The student before training; the same seed gives the same weights, for the control too."""
     section = recipe.student
     if section.from_teacher is not None:
-        original = load_original_teacher(recipe, kind, space)
+        original = load_original_teacher(recipe, kind)
         set_seed(seed)
         try:
             student = student_from_teacher(original, **section.from_teacher)
         except TypeError as error:
             raise RecipeError(f"student.from_teacher: {error}; expected options such as {{layers: 2}}.") from error
-        student.config.update(space.config_settings())
+        student.config.update(kind.reader.space.config_settings())
         return student
     set_seed(seed)
     if section.config is not None:
-        return _from_config(named_config(section), kind, space, "student.config")
-    return _from_name(section, kind, space)
+        return _from_config(named_config(section), kind, "student.config")
+    return _from_name(section, kind)
 
 
-def load_finished(folder: Path, kind: str) -> PreTrainedModel:
+def load_finished(folder: Path, kind: Kind) -> PreTrainedModel:
     """A model that a finished stage has saved."""
-    return _loading("stage", str(folder), lambda: _AUTO_CLASSES[kind].from_pretrained(folder))  # type: ignore[no-any-return]
+    return _loading("stage", str(folder), lambda: kind.auto_class.from_pretrained(folder))  # type: ignore[no-any-return]
 
 
-def _from_config(config: PreTrainedConfig, kind: str, space: LabelSpace, path: str) -> PreTrainedModel:
-    config.update(space.config_settings())
+def _from_config(config: PreTrainedConfig, kind: Kind, path: str) -> PreTrainedModel:
+    config.update(kind.reader.space.config_settings())
     try:
-        model: PreTrainedModel = _AUTO_CLASSES[kind].from_config(config)
+        model: PreTrainedModel = kind.auto_class.from_config(config)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         first = str(error).strip().split("\n")[0]
-        raise RecipeError(f"{path}: no model for {kind} can be built from this: {first}") from error
+        raise RecipeError(f"{path}: no model for {kind.name} can be built from this: {first}") from error
     return model
 
 
-def _from_name(section: TeacherSection | StudentSection, kind: str, space: LabelSpace) -> PreTrainedModel:
-    options = {**space.config_settings(), **_hub_options(section), **section.init_kwargs}
+def _from_name(section: TeacherSection | StudentSection, kind: Kind) -> PreTrainedModel:
+    options = {**kind.reader.space.config_settings(), **_hub_options(section), **section.init_kwargs}
     return _loading(  # type: ignore[no-any-return]
         section.SECTION,
         str(section.model),
-        lambda: _AUTO_CLASSES[kind].from_pretrained(section.model, ignore_mismatched_sizes=True, **options),
+        lambda: kind.auto_class.from_pretrained(section.model, ignore_mismatched_sizes=True, **options),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PrinterCallback
 from hfdistill._atomic import new_folder, write_json, write_tensors
 from hfdistill.config import DistillationConfig
 from hfdistill.contract import aligned_classes, class_names
-from hfdistill.data import Examples, LabelSpace, whole_batch
+from hfdistill.data import LabelSpace, whole_batch
 from hfdistill.knowledge import TaskLoss
 from hfdistill.measure import parameter_count, saved_bytes
 from hfdistill.metrics import metric_values
 from hfdistill.objective import Objective
+from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.folders import STAGE_FILE, Stage
 from hfdistill.stages.training import Trained, final_folder
 from hfdistill.tasks import LABEL_LOSSES
@@ -29,18 +30,6 @@ from hfdistill.trainer import DistillationTrainer
 
 PREDICTIONS = "predictions.safetensors"
 NO_TRAINING = Trained(0.0, 0, 0, [])
-
-
-class Outcome(Protocol):
-    """What a model gives on a split, as it is kept and measured."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is written to the stage's folder."""
-        ...
-
-    def metrics(self, space: LabelSpace) -> dict[str, float]:
-        """The task's metrics and the mean loss against the labels."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,17 +54,17 @@ def _as_targets(labels: Tensor, logits: Tensor) -> Tensor:
     return labels.reshape(logits.shape) if labels.is_floating_point() else labels
 
 
-def predictions(
-    model: PreTrainedModel, examples: Examples, labels: Tensor, config: DistillationConfig, space: LabelSpace
-) -> Predictions:
+def predictions(exam: Exam) -> Predictions:
     """A model's logits over a split; a teacher whose classes stand in another order is put in ours.
 
     Errors: HfDistillError when its classes are not those of the data.
     """
-    columns = aligned_classes(list(space.names), class_names(model)).tensor()
+    model, examples = exam.model, exam.own_examples()
+    assert examples.labels is not None, "an example has a label"
+    columns = aligned_classes(list(exam.space.names), class_names(model)).tensor()
     # Without labels: those of the data would be wrong for a teacher whose classes stand in another order.
     unlabelled = replace(examples, labels=None)
-    config = copy(config)
+    config = copy(exam.config)
     # Grouping by length is for training, but Trainer evaluates in that order too, and the labels lie in the split's.
     config.train_sampling_strategy = "random"
     trainer = DistillationTrainer(
@@ -84,7 +73,7 @@ def predictions(
     trainer.remove_callback(PrinterCallback)
     logits = torch.from_numpy(np.asarray(trainer.predict(unlabelled).predictions, dtype=np.float32))
     logits = logits.reshape(len(examples), -1)
-    return Predictions(logits if columns is None else logits[:, columns], labels)
+    return Predictions(logits if columns is None else logits[:, columns], examples.labels)
 
 
 def finish(

@@ -20,18 +20,16 @@ from hfdistill.data import (
     View,
     prepare,
     read_data,
-    student_view,
-    teacher_view,
-    view_differences,
 )
 from hfdistill.measure import speeds
 from hfdistill.recipe import Recipe
 from hfdistill.stages import models
+from hfdistill.stages.exam import Exam, Outcome
+from hfdistill.stages.exams import outcome_of
 from hfdistill.stages.folders import Stage, check_output, outgrown_error, outgrown_stages, planned_stages, remove
-from hfdistill.stages.outcome import NO_TRAINING, Outcome, finish, predictions
+from hfdistill.stages.outcome import NO_TRAINING, finish
 from hfdistill.stages.processes import is_main, process_count, wait_for_all
 from hfdistill.stages.progress import Reporter
-from hfdistill.stages.scores import scores
 from hfdistill.stages.settings import CONTROL, FINETUNED, STUDENT, TEACHER, StageSettings, same_budget, stage_settings
 from hfdistill.stages.training import Lesson, Trained, faults_explained, train
 from hfdistill.views import accepted_names
@@ -85,14 +83,15 @@ class Run:
         teacher_config = models.named_config(self.recipe.teacher)
         own = self.recipe.student.from_teacher is None
         student_config = models.named_config(self.recipe.student) if own else teacher_config
-        teacher = teacher_view(self.recipe.teacher, teacher_config, self.data)
-        return student_view(self.recipe.student, student_config, self.data, teacher), teacher
+        kind, train = self.data.kind, self.data.train.dataset
+        teacher = kind.view(self.recipe.teacher, teacher_config, train)
+        return kind.view(self.recipe.student, student_config, train, teacher), teacher
 
     @cached_property
     def prepared(self) -> PreparedData:
         """The examples as both models see them."""
         student, teacher = self.views
-        differences = view_differences(student, teacher)
+        differences = student.differences(teacher)
         if differences:
             self.reporter.say(f"  teacher and student each get their own view: {'; '.join(differences)}")
         return prepare(self.data, student, teacher if differences else None, self.reporter.bar)
@@ -105,7 +104,7 @@ class Run:
             self._teacher.append(
                 models.load_finished(folder, self.data.kind)
                 if finetuned
-                else models.load_original_teacher(self.recipe, self.data.kind, self.data.space)
+                else models.load_original_teacher(self.recipe, self.data.kind)
             )
         return self._teacher[0]
 
@@ -148,49 +147,49 @@ class Run:
     def _do_teacher(self, stage: Stage) -> None:
         settings = stage_settings(self.recipe, TEACHER, 0)
         if self.recipe.teacher.finetune is None:
-            self._finish(stage, self.teacher(), settings, NO_TRAINING, TEACHER_VIEW)
+            self._finish(stage, self.teacher(), settings, NO_TRAINING)
             return
-        model = models.load_original_teacher(self.recipe, self.data.kind, self.data.space)
+        model = models.load_original_teacher(self.recipe, self.data.kind)
         lesson = Lesson(
             model,
             self.prepared.teacher_train(),
             self.prepared.evaluation("validation", TEACHER_VIEW),
-            processor_of(self.views[1]),
+            self.views[1].processor,
         )
-        self._train_and_finish(stage, lesson, settings, TEACHER_VIEW)
+        self._train_and_finish(stage, lesson, settings)
 
     def _do_control(self, stage: Stage) -> None:
         lesson = Lesson(
-            models.build_student(self.recipe, self.data.kind, self.data.space, stage.seed),
+            models.build_student(self.recipe, self.data.kind, stage.seed),
             self.prepared.control_train(),
             self.prepared.evaluation("validation", STUDENT_VIEW),
-            processor_of(self.views[0]),
+            self.views[0].processor,
         )
-        self._train_and_finish(stage, lesson, stage_settings(self.recipe, CONTROL, stage.seed), STUDENT_VIEW)
+        self._train_and_finish(stage, lesson, stage_settings(self.recipe, CONTROL, stage.seed))
 
     def _do_student(self, stage: Stage) -> None:
         student, teacher = self.views
         lesson = Lesson(
-            models.build_student(self.recipe, self.data.kind, self.data.space, stage.seed),
+            models.build_student(self.recipe, self.data.kind, stage.seed),
             self.prepared.student_train(),
             self.prepared.evaluation("validation", "both"),
-            processor_of(student),
+            student.processor,
             self.teacher(),
-            processor_of(student if self.prepared.shared else teacher),
+            (student if self.prepared.shared else teacher).processor,
             self.recipe.objective.build(),
         )
-        self._train_and_finish(stage, lesson, stage_settings(self.recipe, STUDENT, stage.seed), STUDENT_VIEW)
+        self._train_and_finish(stage, lesson, stage_settings(self.recipe, STUDENT, stage.seed))
 
     def _do_finetuned(self, stage: Stage) -> None:
         lesson = Lesson(
             models.load_finished(stage.folder.with_name(STUDENT), self.data.kind),
             self.prepared.control_train(),
             self.prepared.evaluation("validation", STUDENT_VIEW),
-            processor_of(self.views[0]),
+            self.views[0].processor,
         )
-        self._train_and_finish(stage, lesson, stage_settings(self.recipe, FINETUNED, stage.seed), STUDENT_VIEW)
+        self._train_and_finish(stage, lesson, stage_settings(self.recipe, FINETUNED, stage.seed))
 
-    def _train_and_finish(self, stage: Stage, lesson: Lesson, settings: StageSettings, view: str) -> None:
+    def _train_and_finish(self, stage: Stage, lesson: Lesson, settings: StageSettings) -> None:
         changes: dict[str, Any] = {}
         rows = len(self.prepared.student_train())
         if stage.name == CONTROL and len(lesson.train) != rows:
@@ -200,25 +199,18 @@ class Run:
             stage.begin(process_count())
         wait_for_all()
         trained = train(lesson, config, self.data.space, stage.title, self.reporter)
-        self._finish(stage, lesson.model, settings, trained, view)
+        self._finish(stage, lesson.model, settings, trained)
 
-    def _finish(
-        self, stage: Stage, model: PreTrainedModel, settings: StageSettings, trained: Trained, view: str
-    ) -> None:
+    def _finish(self, stage: Stage, model: PreTrainedModel, settings: StageSettings, trained: Trained) -> None:
         config = settings.config(stage.folder)
         space = self.data.space
 
-        def predicted(split: str) -> Outcome:
-            if space.token_level:
-                teacher = None if stage.name == TEACHER else self.teacher()
-                examples = self.prepared.evaluation(split, STUDENT_VIEW)
-                return scores(model, teacher, examples, config, space)
-            examples = self.prepared.evaluation(split, view)
-            labels = self.data.test.labels if split == "test" else self.data.validation.labels
-            return predictions(model, examples, labels, config, space)
+        def outcome(split: str) -> Outcome:
+            teacher = None if stage.name == TEACHER else self.teacher()
+            return outcome_of(Exam(model, teacher, self.prepared, split, config))
 
-        test = predicted("test")
-        validation = test if self.data.test is self.data.validation else predicted("validation")
+        test = outcome("test")
+        validation = test if self.data.test is self.data.validation else outcome("validation")
         metrics = test.metrics(space)
         facts = {
             "stage": stage.name,
@@ -269,10 +261,3 @@ class Run:
             accepted = set(accepted_names(model)) - {"labels"}
             inputs[name] = {key: value for key, value in batch.items() if key in accepted}
         write_json(self.output / "speed.json", speeds(both, inputs))
-
-
-def processor_of(view: View) -> Any:
-    """The tokenizer or image processor of a view."""
-    from hfdistill.data.images import ImageView
-
-    return view.processor if isinstance(view, ImageView) else view.tokenizer

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PrinterCallback
 
-from hfdistill.config import DistillationConfig
-from hfdistill.data import Examples, LabelSpace, whole_batch
+from hfdistill.data import LabelSpace, whole_batch
 from hfdistill.knowledge import StepContext, TaskLoss
 from hfdistill.losses import forward_kl
 from hfdistill.metrics_text import entity_counts
 from hfdistill.objective import Objective
 from hfdistill.rows import Rows
+from hfdistill.stages.exam import Exam
 from hfdistill.sum_sheet import SumSheet
 from hfdistill.trainer import DistillationTrainer
 
@@ -37,19 +37,23 @@ class Scores:
         return SumSheet(space.problem_type, {name: column.numpy() for name, column in self.columns.items()}).metrics()
 
 
-def scores(
-    model: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    examples: Examples,
-    config: DistillationConfig,
-    space: LabelSpace,
-) -> Scores:
-    """Score a model on a split, beside its teacher where one is given; nothing but sums is kept of a batch."""
+BatchSums = Callable[[StepContext, int], dict[str, Tensor]]
+"""Named sums `(examples, ...)` of a batch of so many examples."""
+
+
+def token_scores(exam: Exam) -> Scores:
+    """Score a model over tokens on a split, beside its teacher where there is one."""
+    return scored(exam, lambda context, examples: batch_sums(context, examples, exam.space.names))
+
+
+def scored(exam: Exam, sums: BatchSums) -> Scores:
+    """Go through a split batch by batch; nothing but sums is kept of a batch."""
+    config, examples = exam.config, exam.shared_examples()
     trainer = DistillationTrainer(
-        model,
+        exam.model,
         config,
-        teacher_model=teacher,
-        objective=Objective([TaskLoss()]) if teacher is None else None,
+        teacher_model=exam.teacher,
+        objective=Objective([TaskLoss()]) if exam.teacher is None else None,
         eval_dataset=examples,
         data_collator=whole_batch,
     )
@@ -63,7 +67,7 @@ def scores(
         inputs = trainer._prepare_inputs(examples.__getitems__(places))
         with torch.no_grad(), trainer.compute_loss_context_manager():
             _, context = trainer.outputs_and_context(trainer.model, inputs)
-        parts.append(batch_sums(context, len(places), space.names))
+        parts.append({name: column.cpu() for name, column in sums(context, len(places)).items()})
     return Scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
@@ -92,7 +96,7 @@ def batch_sums(context: StepContext, examples: int, names: Sequence[str]) -> dic
             "teacher_wrong_student_right": add(right & ~teacher_right),
             "teacher_right_student_wrong": add(labelled & ~right & teacher_right),
         }
-    return {name: column.cpu() for name, column in sums.items()}
+    return sums
 
 
 def example_sums(rows: Rows, examples: int) -> Callable[[Tensor], Tensor]:

@@ -74,8 +74,8 @@ def train(lesson: Lesson, config: DistillationConfig, space: LabelSpace, title: 
             train_dataset=rows,
             eval_dataset=lesson.validation,
             data_collator=whole_batch,
-            # Over tokens the loss tells enough on the way: all logits of a split would not fit into memory.
-            compute_metrics=None if space.token_level else classification_metrics(space.problem_type, len(space.names)),
+            # Over parts of examples the loss tells enough on the way: all logits of a split would not fit into memory.
+            compute_metrics=classification_metrics(space.problem_type, len(space.names)) if space.whole else None,
             callbacks=[steps, clock, EpochOf(rows)],
         )
         trainer.remove_callback(PrinterCallback)

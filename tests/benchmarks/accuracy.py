@@ -25,6 +25,7 @@ from transformers import PrinterCallback, TrainingArguments
 from hfdistill._atomic import write_json
 from hfdistill.recipe import Recipe, load_recipe
 from hfdistill.stages import models
+from hfdistill.stages.exam import Exam
 from hfdistill.stages.outcome import predictions
 from hfdistill.stages.progress import Reporter
 from hfdistill.stages.run import Run
@@ -41,7 +42,7 @@ def settings_of(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 def peer_accuracy(run: Run, seed: int, temperature: float, lambda_param: float, dtype: torch.dtype) -> float:
     """Test accuracy of one student trained by the guide's trainer."""
-    student = models.build_student(run.recipe, run.data.kind, run.data.space, seed)
+    student = models.build_student(run.recipe, run.data.kind, seed)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder,
@@ -63,9 +64,7 @@ def peer_accuracy(run: Run, seed: int, temperature: float, lambda_param: float, 
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     config = stage_settings(run.recipe, STUDENT, seed).config(run.output)
-    test = predictions(
-        student, run.prepared.evaluation("test", "student"), run.data.test.labels, config, run.data.space
-    )
+    test = predictions(Exam(student, run.teacher(), run.prepared, "test", config))
     return float(test.metrics(run.data.space)["accuracy"])
 
 

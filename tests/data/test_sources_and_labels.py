@@ -58,7 +58,7 @@ def test_a_folder_of_images_by_class_gives_names(tmp_path: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
     data = read_data(DataSection(dataset=str(tmp_path / "pets"), validation_fraction=0.2))
-    assert (data.kind, data.columns, data.space.names) == ("image", ("image",), ("cat", "dog"))
+    assert (data.kind.name, data.kind.columns, data.space.names) == ("image", ("image",), ("cat", "dog"))
     assert (len(data.train), len(data.validation), len(data.test)) == (8, 2, 10)
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, PreTrainedTokenizerFast, ViTImageProcessor
 
 from hfdistill import HfDistillError
-from hfdistill.data import images, prepare, read_data, student_view, teacher_view, view_differences, whole_batch
+from hfdistill.data import images, prepare, read_data, whole_batch
 from hfdistill.data.changes import Changes, Draws
 from hfdistill.data.images import DiskImages, ImageView, MemoryImages, image_source
 from hfdistill.data.texts import TextView, text_source
@@ -148,9 +148,10 @@ def prepared_digits(student: dict[str, Any], **settings: Any) -> Any:
     few = {"max_train_samples": 90, "max_eval_samples": 20}
     data = read_data(DataSection(dataset="digits", validation_split="validation", **few, **settings))
     section = StudentSection(config=student)
-    theirs = teacher_view(TeacherSection(config=VIT, finetune={}), AutoConfig.for_model(**VIT), data)
-    ours = student_view(section, AutoConfig.for_model(**student), data, theirs)
-    return prepare(data, ours, theirs if view_differences(ours, theirs) else None, bar)
+    train = data.train.dataset
+    theirs = data.kind.view(TeacherSection(config=VIT, finetune={}), AutoConfig.for_model(**VIT), train)
+    ours = data.kind.view(section, AutoConfig.for_model(**student), train, theirs)
+    return prepare(data, ours, theirs if ours.differences(theirs) else None, bar)
 
 
 def test_a_student_from_a_config_sees_as_its_teacher_does() -> None:
@@ -186,4 +187,4 @@ def test_a_text_model_from_a_config_asks_for_a_tokenizer(tmp_path: Path) -> None
     data = read_data(DataSection(dataset=str(tmp_path / "rows.csv"), test_split=None))
     bert = {"model_type": "bert"}
     with pytest.raises(RecipeError, match=r"teacher\.processor: a model built from a config has no tokenizer"):
-        teacher_view(TeacherSection(config=bert, finetune={}), AutoConfig.for_model(**bert), data)
+        data.kind.view(TeacherSection(config=bert, finetune={}), AutoConfig.for_model(**bert), data.train.dataset)

@@ -1,0 +1,48 @@
+"""An exam: one model before one split of the data, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfdistill.config import DistillationConfig
+from hfdistill.data import STUDENT, TEACHER, Examples, LabelSpace, PreparedData
+
+
+class Outcome(Protocol):
+    """What a model gives on a split, as it is kept and measured."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to the stage's folder."""
+        ...
+
+    def metrics(self, space: LabelSpace) -> dict[str, float]:
+        """The task's metrics and the mean loss against the labels."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A model, the split it is asked about, and its teacher, unless it is the teacher itself."""
+
+    model: PreTrainedModel
+    teacher: PreTrainedModel | None
+    prepared: PreparedData
+    split: str
+    config: DistillationConfig
+
+    @property
+    def space(self) -> LabelSpace:
+        """Kind of problem and classes."""
+        return self.prepared.data.space
+
+    def own_examples(self) -> Examples:
+        """The split as the model sees it."""
+        return self.prepared.evaluation(self.split, TEACHER if self.teacher is None else STUDENT)
+
+    def shared_examples(self) -> Examples:
+        """The split as model and teacher each see it."""
+        return self.prepared.evaluation(self.split, TEACHER if self.teacher is None else "both")

@@ -1,0 +1,20 @@
+"""The table of exams: how a model over each kind of problem is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hfdistill.data.labels import WHOLE_TASKS
+from hfdistill.stages.exam import Exam, Outcome
+from hfdistill.stages.outcome import predictions
+from hfdistill.stages.scores import token_scores
+
+EXAMS: dict[str, Callable[[Exam], Outcome]] = {
+    **dict.fromkeys(WHOLE_TASKS, predictions),
+    **dict.fromkeys(("causal_lm", "masked_lm", "token_classification"), token_scores),
+}
+
+
+def outcome_of(exam: Exam) -> Outcome:
+    """What comes of an exam, by its kind of problem."""
+    return EXAMS[exam.space.problem_type](exam)
