@@ -24,7 +24,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from hfdistill._atomic import write_text
-from hfdistill.citations import BIBTEX, DISTILLATION, SOURCES, STANDARDIZED
+from hfdistill.boxes import Boxes, Masks
+from hfdistill.citations import BIBTEX, DISTILLATION, SOURCES, STANDARDIZED, TERM_SOURCES
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import Comparison, loss_name
 from hfdistill.objective import Objective
@@ -33,13 +34,24 @@ TAGS = ("knowledge-distillation", "hfdistill")
 FINETUNE, ADAPTER = "finetune", "adapter"
 BEGIN, END = "<!-- hfdistill: begin -->", "<!-- hfdistill: end -->"
 LICENCE_SECONDS = 10
+# Tasks of the Hub for which Transformers (5.23) has no pipeline, and the auto class in its place.
+WITHOUT_PIPELINE = {
+    "question-answering": "AutoModelForQuestionAnswering",
+    "summarization": "AutoModelForSeq2SeqLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+}
 # Trainer (5.23) calls a model without a checkpoint a fine-tuned version of nothing.
 NO_START = ("is a fine-tuned version of [](https://huggingface.co/) on", "was trained from random values on")
+
+_SOURCES = SOURCES | TERM_SOURCES
 
 
 @dataclass(frozen=True)
 class TermFacts:
-    """One term of the objective. `loss` is a name in LOSSES or of a function of your own, or None for the labels."""
+    """One term of the objective.
+
+    `loss` is a name in LOSSES, boxes or masks, the name of a function of your own, or None for the labels.
+    """
 
     name: str
     weight: float
@@ -97,6 +109,10 @@ def term_facts(objective: Objective) -> tuple[TermFacts, ...]:
             parameters = list(inspect.signature(term.loss).parameters.values())[2:]
             defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
             facts.append(TermFacts(term.name, term.weight, loss_name(term.loss), defaults | term.options))
+        elif isinstance(term, Boxes):
+            facts.append(TermFacts(term.name, term.weight, "boxes", {"l1": term.l1, "giou": term.giou}))
+        elif isinstance(term, Masks):
+            facts.append(TermFacts(term.name, term.weight, "masks", {"pixels": term.pixels, "dice": term.dice}))
         else:
             facts.append(TermFacts(term.name, term.weight))
     return tuple(fact for fact in facts if fact.weight > 0)
@@ -233,6 +249,11 @@ def _teacher(facts: CardFacts) -> list[str]:
 def _use(facts: CardFacts) -> list[str]:
     if facts.task is None or facts.repository is None:
         return []
+    if facts.task in WITHOUT_PIPELINE:
+        kind = WITHOUT_PIPELINE[facts.task]
+        calls = [f'student = {kind}.from_pretrained("{facts.repository}")']
+        calls.append(f'tokenizer = AutoTokenizer.from_pretrained("{facts.repository}")')
+        return ["```python\nfrom transformers import {}, AutoTokenizer\n\n{}\n```".format(kind, "\n".join(calls))]
     call = f'student = pipeline("{facts.task}", model="{facts.repository}")'
     return [f"```python\nfrom transformers import pipeline\n\n{call}\n```"]
 
@@ -240,13 +261,13 @@ def _use(facts: CardFacts) -> list[str]:
 def _objective(facts: CardFacts) -> str:
     rows = ["| term | weight | loss | options |", "| --- | ---: | --- | --- |"]
     for term in facts.terms:
-        source = SOURCES.get(term.loss or "")
+        source = _SOURCES.get(term.loss or "")
         loss = "loss against the labels" if term.loss is None else f"`{term.loss}`"
         if source is not None:
             loss += f": {source.formula}"
         options = ", ".join(f"{key} = {value}" for key, value in term.options.items())
         rows.append(f"| {term.name} | {term.weight:g} | {loss} | {options} |")
-    note = "The loss is the weighted sum of these terms, each a mean over examples, or over tokens."
+    note = "The loss is the weighted sum of these terms, each a mean over examples, or over tokens, pixels or frames."
     if any(term.options.get("standardized") for term in facts.terms):
         note += f" With `standardized`: {STANDARDIZED.formula}."
     return f"{note} p, q: probabilities of teacher and student; z: logits; T: temperature.\n\n" + "\n".join(rows)
@@ -256,7 +277,7 @@ def _papers(terms: tuple[TermFacts, ...]) -> list[str]:
     """Keys of the papers to cite, Hinton's first, none twice."""
     papers = [DISTILLATION]
     for term in terms:
-        source = SOURCES.get(term.loss or "")
+        source = _SOURCES.get(term.loss or "")
         papers += source.papers if source is not None else ()
         papers += STANDARDIZED.papers if term.options.get("standardized") else ()
     return list(dict.fromkeys(papers))

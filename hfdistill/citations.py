@@ -1,4 +1,4 @@
-"""What each loss is in one line, and whom to cite for it."""
+"""What each loss and each term with a distance of its own is in one line, and whom to cite for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """A loss's formula in plain text (p, q: teacher's and student's probabilities) and the keys of its papers."""
+    """A formula in plain text (p, q: teacher's and student's probabilities) and the keys of its papers."""
 
     formula: str
     papers: tuple[str, ...]
@@ -53,6 +53,18 @@ SOURCES: dict[str, Source] = {
     "skew_kl": Source("T² KL(p ‖ λ p + (1 − λ) q) with λ = skew, or its reverse", ("ko2024distillm",)),
     "top_k_kl": Source("T² KL(p ‖ q) over the teacher's k best classes and one bucket for the rest", (DISTILLATION,)),
 }
+
+TERM_SOURCES: dict[str, Source] = {
+    "boxes": Source(
+        "over pairs of queries, weighed by the teacher's confidence: l1 |b − b'|₁ + giou (1 − GIoU(b, b'))",
+        ("carion2020end", "wang2024kddetr"),
+    ),
+    "masks": Source(
+        "over pairs of queries, weighed by the teacher's confidence: pixels · Bernoulli KL + dice · dice distance",
+        ("cheng2022masked", "milletari2016vnet"),
+    ),
+}
+"""Terms that bring their own distance, by the name that recipes call them."""
 
 STANDARDIZED = Source("logits first standardised over the classes", ("sun2024logit",))
 
@@ -135,6 +147,37 @@ BIBTEX: dict[str, str] = {
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year      = {2022},
   note      = {arXiv:2203.08679}
+}""",
+    "carion2020end": """@inproceedings{carion2020end,
+  title     = {End-to-End Object Detection with Transformers},
+  author    = {Carion, Nicolas and Massa, Francisco and Synnaeve, Gabriel and Usunier, Nicolas and Kirillov, Alexander
+               and Zagoruyko, Sergey},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2020},
+  note      = {arXiv:2005.12872}
+}""",
+    "cheng2022masked": """@inproceedings{cheng2022masked,
+  title     = {Masked-attention Mask Transformer for Universal Image Segmentation},
+  author    = {Cheng, Bowen and Misra, Ishan and Schwing, Alexander G. and Kirillov, Alexander and Girdhar, Rohit},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2022},
+  note      = {arXiv:2112.01527}
+}""",
+    "milletari2016vnet": """@inproceedings{milletari2016vnet,
+  title     = {{V-Net}: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation},
+  author    = {Milletari, Fausto and Navab, Nassir and Ahmadi, Seyed-Ahmad},
+  booktitle = {International Conference on 3D Vision},
+  year      = {2016},
+  note      = {arXiv:1606.04797}
+}""",
+    "wang2024kddetr": """@inproceedings{wang2024kddetr,
+  title     = {{KD-DETR}: Knowledge Distillation for Detection Transformer with Consistent Distillation Points
+               Sampling},
+  author    = {Wang, Yu and Li, Xin and Weng, Shengzhao and Zhang, Gang and Yue, Haixiao and Feng, Haocheng
+               and Han, Junyu and Ding, Errui},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2024},
+  note      = {arXiv:2211.08071}
 }""",
     "cao2022pkd": """@inproceedings{cao2022pkd,
   title     = {{PKD}: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient},

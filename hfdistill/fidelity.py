@@ -20,9 +20,10 @@ ECE_BINS = 15
 class Fidelity:
     """Student against teacher on the same examples.
 
-    `decisions` counts what is compared: examples, example × label pairs of a multi-label task, or tokens. Agreement and
-    KL are over all of them; the counts of right and wrong over those with a label. What a task has not is None: a
-    regression has no classes, so it has `distance` (root mean square between the two) and `correlation` in their place.
+    `decisions` counts what is compared: examples, example × label pairs of a multi-label task, tokens, pixels or
+    frames. Agreement and KL are over all of them; the counts of right and wrong over those with a label. What a task
+    has not is None: a regression has no classes, so it has `distance` (root mean square between the two) and
+    `correlation` in their place.
     """
 
     decisions: float
@@ -80,10 +81,10 @@ def fidelity_of_sums(
     kl_sum: float,
     agree: float,
     compared: float,
-    teacher_wrong_student_right: float,
-    teacher_right_student_wrong: float,
+    teacher_wrong_student_right: float | None = None,
+    teacher_right_student_wrong: float | None = None,
 ) -> Fidelity:
-    """Two models that were compared token by token, from sums over the tokens."""
+    """Two models that were compared token by token, or pixel by pixel or frame by frame, from sums over these."""
     return Fidelity(
         decisions=compared,
         agreement=agree / compared,

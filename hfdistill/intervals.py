@@ -7,7 +7,7 @@ freedom. Differences are paired: the same examples, or the same seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
@@ -104,9 +104,8 @@ def sums_estimate(addends: NDArray[np.float64], number: FromSums) -> Estimate:
 
     `addends` has one line an example; `number` gives the number from their sums `(..., addends)`.
     """
-    low, high = np.percentile(_resampled(number, [addends])[0], [2.5, 97.5])
-    basis = f"95 % bootstrap interval over {len(addends):,} test examples"
-    return Estimate(float(number(addends.sum(axis=0))), float(low), float(high), None, len(addends), basis)
+    resampled = _resampled(number, [addends])[0]
+    return bootstrap_estimate(float(number(addends.sum(axis=0))), resampled, len(addends))
 
 
 def sums_difference(
@@ -114,10 +113,31 @@ def sums_difference(
 ) -> Estimate:
     """The first model's number less that of the second, paired by example; with sign -1 the other way round."""
     resampled = _resampled(number, [first, second])
-    low, high = np.percentile(sign * (resampled[0] - resampled[1]), [2.5, 97.5])
     mean = sign * float(number(first.sum(axis=0)) - number(second.sum(axis=0)))
-    basis = f"95 % paired bootstrap over {len(first):,} test examples (one training run: training noise is not in it)"
-    return Estimate(mean, float(low), float(high), None, len(first), basis)
+    return bootstrap_difference(mean, sign * (resampled[0] - resampled[1]), len(first))
+
+
+def bootstrap_estimate(mean: float, resampled: NDArray[np.float64], examples: int) -> Estimate:
+    """A number with the interval that its values on samples of the examples give."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    basis = f"95 % bootstrap interval over {examples:,} test examples"
+    return Estimate(mean, float(low), float(high), None, examples, basis)
+
+
+def bootstrap_difference(mean: float, resampled: NDArray[np.float64], examples: int) -> Estimate:
+    """A difference of two models with the interval that its values on the same samples for both give."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    basis = f"95 % paired bootstrap over {examples:,} test examples (one training run: training noise is not in it)"
+    return Estimate(mean, float(low), float(high), None, examples, basis)
+
+
+def bootstrap_weights(examples: int, samples: int) -> Iterator[NDArray[np.int64]]:
+    """How often each example is in each of so many samples with replacement, block by block; always the same ones."""
+    generator = np.random.default_rng(0)
+    while samples:
+        count = min(samples, max(1, _BLOCK_ENTRIES // examples))
+        yield generator.multinomial(examples, np.full(examples, 1 / examples), size=count)
+        samples -= count
 
 
 def _right(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -150,14 +170,8 @@ def _from_sums(problem_type: str, sums: NDArray[np.float64]) -> Any:
 
 def _resampled(number: FromSums, models: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
     """The number of each model on `RESAMPLES` samples with replacement, the same samples for all models."""
-    generator = np.random.default_rng(0)
-    examples = len(models[0])
     values: list[list[NDArray[np.float64]]] = [[] for _ in models]
-    left = RESAMPLES
-    while left:
-        count = min(left, max(1, _BLOCK_ENTRIES // examples))
-        weights = generator.multinomial(examples, np.full(examples, 1 / examples), size=count)
+    for weights in bootstrap_weights(len(models[0]), RESAMPLES):
         for position, addends in enumerate(models):
             values[position].append(number(weights @ addends))
-        left -= count
     return [np.concatenate(blocks) for blocks in values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,12 +15,15 @@ from hfdistill.metrics_text import perplexity
 class MainMetric:
     """A number without a unit, such as R², of which more is better.
 
-    `key` is its name among a stage's metrics, `name` what people call it. Differences are oriented: above zero is
-    better, whichever way the number itself goes.
+    `key` is its name among a stage's metrics, `name` what people call it, `reading` what it means where that is not
+    plain, `hub` its name on the Hub where that is not `key`. Differences are oriented: above zero is better, whichever
+    way the number itself goes.
     """
 
     key: str
     name: str
+    reading: str = ""
+    hub: str | None = None
     sign: ClassVar[int] = 1
     lowest: ClassVar[float] = -math.inf
     highest: ClassVar[float] = 1.0
@@ -65,7 +69,7 @@ class MainMetric:
 
     def published(self, number: float) -> tuple[str, float]:
         """Name and value for the Hub."""
-        return self.key, number
+        return self.hub or self.key, number
 
 
 class ShareMetric(MainMetric):
@@ -80,6 +84,13 @@ class ShareMetric(MainMetric):
     def value(self, number: float) -> str:
         """93.42 %."""
         return f"{super().value(number)} %"
+
+
+class ErrorRateMetric(ShareMetric):
+    """Errors for each thing that could be right, of which less is better; there may be more errors than things."""
+
+    sign = -1
+    highest = math.inf
 
 
 class LossMetric(MainMetric):
@@ -108,7 +119,18 @@ class LossMetric(MainMetric):
         return "perplexity", self.shown(number)
 
 
-_LANGUAGE = LossMetric("loss", "perplexity")
+_LANGUAGE = LossMetric(
+    "loss",
+    "perplexity",
+    "*Perplexity* is exp(loss), the loss being the mean over tokens: lower is better. Gains are in nats a token, above "
+    "zero where the loss is lower.",
+)
+_WORD_ERRORS = ErrorRateMetric(
+    "wer",
+    "word error rate",
+    "*Word error rate*: words that are wrong, missing or too many, for each word that was said: lower is better. Gains "
+    "are above zero where the rate is lower.",
+)
 
 MAIN_METRIC: dict[str, MainMetric] = {
     SINGLE_LABEL: ShareMetric("accuracy", "accuracy"),
@@ -118,9 +140,37 @@ MAIN_METRIC: dict[str, MainMetric] = {
     "question_answering": ShareMetric("f1", "answer F1"),
     "causal_lm": _LANGUAGE,
     "masked_lm": _LANGUAGE,
-    "seq2seq_lm": _LANGUAGE,
+    "seq2seq_lm": ShareMetric(
+        "rougeLsum",
+        "ROUGE-Lsum",
+        "*ROUGE-Lsum*: F-measure of the words that a written text has in common with its reference in the same order, "
+        "line by line; the mean over texts.",
+        hub="rouge",
+    ),
+    "speech_seq2seq": _WORD_ERRORS,
+    "ctc": _WORD_ERRORS,
+    "semantic_segmentation": ShareMetric(
+        "mean_iou",
+        "mean IoU",
+        "*Mean IoU*: for each class the pixels in both its predicted and its true region, as a share of those in "
+        "either, over all images; the mean over the classes that occur.",
+    ),
+    "object_detection": ShareMetric(
+        "map",
+        "mAP",
+        "*mAP*: COCO's mean average precision of the boxes, over classes and over overlaps (IoU) from 0.5 to 0.95.",
+    ),
 }
 """The main metric of each task that a run can measure."""
+
+WITHOUT_TEXTS: dict[str, MainMetric] = {"seq2seq_lm": _LANGUAGE}
+"""The main metric where the model was scored on given texts and has written none."""
+
+
+def main_metric(problem_type: str, measured: Container[str]) -> MainMetric:
+    """The main metric of a task among the metrics that were measured, by their keys."""
+    first = MAIN_METRIC[problem_type]
+    return first if first.key in measured else WITHOUT_TEXTS.get(problem_type, first)
 
 
 def signed(number: float, digits: int) -> str:

@@ -132,6 +132,14 @@ class RegressionFit(OfflineMetric):
         }
 
 
+def missing_extra(package: str, extra: str, purpose: str) -> HfDistillError:
+    """The error for a library that only one of the package's extras installs."""
+    return HfDistillError(
+        f"{purpose} needs the package {package}, which is not installed; expected the extra {extra!r}: "
+        f"pip install 'hfdistill[{extra}]'"
+    )
+
+
 def check_problem_type(problem_type: str) -> None:
     """Refuse a problem type that is none of the three of Transformers."""
     if problem_type not in LOGIT_TASKS:

@@ -16,7 +16,7 @@ from hfdistill import plots, report_text
 from hfdistill._atomic import write_json, write_text
 from hfdistill.fidelity import Fidelity, share_recovered
 from hfdistill.intervals import Estimate, over_seeds
-from hfdistill.main_metric import MAIN_METRIC, MainMetric
+from hfdistill.main_metric import MainMetric, main_metric
 from hfdistill.measure import machine
 from hfdistill.run_folder import SEED_STAGES, TEACHER, RunFolder, Stage, read_run
 
@@ -54,15 +54,16 @@ class ModelNumbers:
 class Report:
     """All numbers of a run; report.json holds the same fields.
 
-    `models` have the main metric as it is (a loss in nats a token); gains and the teacher's lead are above zero where
-    the first of the two models is better, whichever way the metric goes.
+    `models` have the main metric as it is (a loss in nats a token, an error rate); gains and the teacher's lead are
+    above zero where the first of the two models is better, whichever way the metric goes. `test_counts` says how many
+    tokens, words, pixels or objects the test examples hold, where it is these that are measured.
     """
 
     name: str
     problem_type: str
     metric: str
     test_examples: int
-    test_tokens: int | None
+    test_counts: dict[str, int]
     seeds: list[int]
     verdict: str
     sentence: str
@@ -80,7 +81,7 @@ class Report:
     @property
     def main_metric(self) -> MainMetric:
         """What the run is judged by."""
-        return MAIN_METRIC[self.problem_type]
+        return main_metric(self.problem_type, (self.metric,))
 
     def table(self) -> Table:
         """The comparison for the terminal."""
@@ -108,7 +109,7 @@ def write_report(run_folder: Path) -> Report:
 
 def report_of(run: RunFolder) -> Report:
     """The numbers of a run, from its predictions, stage facts and speed."""
-    metric = MAIN_METRIC[run.problem_type]
+    metric = run.stages[0].sheet.main_metric
     models = {role: _numbers(run, role, metric) for role in (TEACHER, *SEED_STAGES) if _stages(run, role)}
     gain, finetuned_gain = _gain(run, "student"), _gain(run, "finetuned")
     lead = _teacher_lead(run)
@@ -120,7 +121,7 @@ def report_of(run: RunFolder) -> Report:
         problem_type=run.problem_type,
         metric=metric.key,
         test_examples=run.stages[0].sheet.shape[0],
-        test_tokens=run.stages[0].sheet.tokens,
+        test_counts=run.stages[0].sheet.counts,
         seeds=sorted(run.seeds),
         verdict=verdict,
         sentence=sentence,
@@ -211,7 +212,7 @@ def _difference(run: RunFolder, pairs: Sequence[tuple[Stage, Stage]]) -> Estimat
     if len(pairs) == 1:
         first, second = pairs[0]
         return first.sheet.gain_over(second.sheet)
-    metric = MAIN_METRIC[run.problem_type]
+    metric = pairs[0][0].sheet.main_metric
     values = [(first.sheet.metrics()[metric.key], second.sheet.metrics()[metric.key]) for first, second in pairs]
     return over_seeds([metric.gain(*pair) for pair in values])
 

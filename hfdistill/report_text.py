@@ -33,6 +33,9 @@ _COMPARED = {
     "causal_lm": "tokens",
     "masked_lm": "tokens",
     "seq2seq_lm": "tokens",
+    "speech_seq2seq": "tokens",
+    "semantic_segmentation": "pixels",
+    "ctc": "frames",
 }
 
 
@@ -78,18 +81,14 @@ def comparison(report: Report) -> str:
 
 
 def _measured(report: Report) -> str:
-    tokens = "" if report.test_tokens is None else f" ({report.test_tokens:,} tokens)"
-    return f"{report.test_examples:,} test examples{tokens}"
+    counts = ", ".join(f"{count:,} {name}" for name, count in report.test_counts.items())
+    return f"{report.test_examples:,} test examples{f' ({counts})' if counts else ''}"
 
 
 def _reading(report: Report) -> str:
     """How the main metric is read, where that is not plain."""
-    if not isinstance(report.main_metric, LossMetric):
-        return ""
-    return (
-        " *Perplexity* is exp(loss), the loss being the mean over tokens: lower is better. Gains are in nats a token, "
-        "above zero where the loss is lower."
-    )
+    reading = report.main_metric.reading
+    return f" {reading}" if reading else ""
 
 
 def _columns(report: Report) -> list[tuple[str, Callable[[ModelNumbers], str]]]:

@@ -25,6 +25,19 @@ TASK_TAGS = {
     "LMHeadModel": "text-generation",
     "ForMaskedLM": "fill-mask",
 }
+"""The Hub's task for the end of an architecture's name."""
+
+PROBLEM_TAGS = {
+    "seq2seq_lm": "text2text-generation",
+    "speech_seq2seq": "automatic-speech-recognition",
+    "ctc": "automatic-speech-recognition",
+    "semantic_segmentation": "image-segmentation",
+    "object_detection": "object-detection",
+}
+"""The Hub's task where the kind of problem tells it: Whisper and T5 are both called ...ForConditionalGeneration."""
+
+SUMMARIES = ("summary", "highlights")
+"""Columns that make a summarization out of texts to texts."""
 
 EMBEDDED = {DIGITS: "scikit-learn's handwritten digits", PYDOC_TOPICS: "the help texts that ship with Python"}
 """Data without an address on the Hub, in words."""
@@ -53,7 +66,7 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
         terms=term_facts(_objective(recipe, run.problem_type)),
         base_model=started,
         start=_start(recipe),
-        task=_task_tag(stage.folder),
+        task=_task_tag(recipe, run.problem_type, stage.folder),
         dataset=_dataset(recipe),
         dataset_name=recipe.data.name,
         dataset_split=recipe.data.test_split or "held-out part of the train split",
@@ -76,7 +89,8 @@ def _objective(recipe: Recipe, problem_type: str) -> Objective:
     if given is not None:
         return given
     defaults = {"alpha": DistillationConfig.alpha, "temperature": DistillationConfig.temperature}
-    return Objective.default(TASKS[problem_type], **(defaults | recipe.objective.arguments()))
+    row = "seq2seq_lm" if problem_type == "speech_seq2seq" else problem_type
+    return Objective.default(TASKS[row], **(defaults | recipe.objective.arguments()))
 
 
 def _start(recipe: Recipe) -> str:
@@ -94,6 +108,10 @@ def _dataset(recipe: Recipe) -> str:
     return EMBEDDED.get(dataset, dataset)
 
 
-def _task_tag(model: Path) -> str | None:
+def _task_tag(recipe: Recipe, problem_type: str, model: Path) -> str | None:
+    if problem_type == "seq2seq_lm" and recipe.data.label_column in SUMMARIES:
+        return "summarization"
+    if problem_type in PROBLEM_TAGS:
+        return PROBLEM_TAGS[problem_type]
     architectures = read_json(model / "config.json").get("architectures") or [""]
     return next((tag for suffix, tag in TASK_TAGS.items() if str(architectures[0]).endswith(suffix)), None)

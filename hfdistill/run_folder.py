@@ -134,6 +134,13 @@ def _check_same_test_split(run: RunFolder) -> None:
                 f"({stage.sheet.shape} against {first.sheet.shape}), expected the same test split for every stage; "
                 f"remove {stage.folder} and run the recipe again"
             )
+        ours, theirs = stage.sheet.main_metric.name, first.sheet.main_metric.name
+        if ours != theirs:
+            raise HfDistillError(
+                f"got predictions in {stage.folder} that are measured by {ours} and in {first.folder} by {theirs}, "
+                f"expected texts written by every model or by none; remove the one that lacks them, or all stages, and "
+                "run the recipe again"
+            )
 
 
 def _unreadable(file: Path, reason: object) -> HfDistillError:

@@ -1,7 +1,8 @@
 """Score sheets: how a finished stage did on each example of the test split, and every number that follows from it.
 
 Where an example has one small distribution (classifiers, regressions) the sheet holds logits and labels. Where it has
-many wide ones (tokens) it holds sums: what the example adds to the numerator and the denominator of each number.
+many (tokens, pixels, frames) it holds sums: what the example adds to the numerator and the denominator of each number.
+Of an image with objects it holds what was detected and what is there.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hfdistill.detection_sheet import DETECTION, detection_sheet
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.fidelity import Calibration, Fidelity, calibration, fidelity
 from hfdistill.intervals import Estimate, model_difference, model_estimate
-from hfdistill.main_metric import MAIN_METRIC
+from hfdistill.main_metric import MAIN_METRIC, MainMetric
 from hfdistill.metrics import LOGIT_TASKS, REGRESSION, metric_values
 from hfdistill.sum_sheet import SUM_TASKS, SumSheet, check_sums
 
@@ -30,8 +32,13 @@ class ScoreSheet(Protocol):
         ...
 
     @property
-    def tokens(self) -> int | None:
-        """How many tokens were measured; None where examples are not made of any."""
+    def counts(self) -> dict[str, int]:
+        """How many tokens, words, pixels or objects were measured; nothing where an example counts as a whole."""
+        ...
+
+    @property
+    def main_metric(self) -> MainMetric:
+        """What the model is judged by."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -73,9 +80,14 @@ class LogitSheet:
         return self.logits.shape
 
     @property
-    def tokens(self) -> int | None:
-        """None: an example counts as a whole."""
-        return None
+    def counts(self) -> dict[str, int]:
+        """Nothing: an example counts as a whole."""
+        return {}
+
+    @property
+    def main_metric(self) -> MainMetric:
+        """The task's."""
+        return MAIN_METRIC[self.problem_type]
 
     def metrics(self) -> dict[str, float]:
         """All metrics of the task."""
@@ -119,6 +131,8 @@ def sheet_of(problem_type: str, columns: Mapping[str, NDArray[Any]]) -> ScoreShe
         sums = SumSheet(problem_type, {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()})
         check_sums(sums)
         return sums
+    if problem_type == DETECTION:
+        return detection_sheet(columns)
     if problem_type not in LOGIT_TASKS:
         known = ", ".join(sorted(MAIN_METRIC))
         raise HfDistillError(

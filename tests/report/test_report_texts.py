@@ -38,7 +38,7 @@ def language_run(folder: Path, losses: dict[int, dict[str, float]], spread: floa
 def test_three_seeds_of_a_language_model(tmp_path: Path) -> None:
     losses = {seed: {"control": 2.0 + seed / 100, "student": 1.8 + seed / 100} for seed in (1, 2, 3)}
     report = write_report(language_run(tmp_path, losses))
-    assert (report.metric, report.test_examples, report.test_tokens) == ("loss", 40, 1500)
+    assert (report.metric, report.test_examples, report.test_counts) == ("loss", 40, {"tokens": 1500})
     student = report.models["student"]
     assert student.main.mean == pytest.approx(1.82)
     assert student.main.sd == pytest.approx(0.01)

@@ -29,7 +29,7 @@ TWO_TEXTS = {
 def test_a_language_model_is_measured_by_token() -> None:
     sheet = sheet_of("causal_lm", TWO_TEXTS)
     assert sheet.metrics() == pytest.approx({"loss": 2.0, "perplexity": exp(2), "accuracy": 0.5})
-    assert (sheet.shape, sheet.tokens) == ((2,), 8)
+    assert (sheet.shape, sheet.counts) == ((2,), {"tokens": 8})
     assert sheet.main().mean == 2
     assert sheet.calibration() is None
     found = sheet.fidelity_to(sheet)
@@ -59,7 +59,7 @@ def test_entities_and_answers() -> None:
     }
     sheet = sheet_of("question_answering", answers)
     assert sheet.metrics() == {"f1": 0.75, "exact_match": 0.5, "loss": 2.0}
-    assert sheet.tokens is None
+    assert sheet.counts == {}
 
 
 def test_less_loss_is_a_gain() -> None:
@@ -117,7 +117,7 @@ def test_refusals(problem_type: str, change: dict[str, np.ndarray], message: str
 
 def test_every_task_of_sums_has_its_main_metric() -> None:
     for problem_type, task in SUM_TASKS.items():
-        assert MAIN_METRIC[problem_type].key in task.ratios
+        assert MAIN_METRIC[problem_type].key in {**task.ratios, **task.written}
         assert task.counted in task.columns
         assert set(task.given) <= task.columns
 
