@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hfdistill.contract import bare
 from hfdistill.errors import HfDistillError
-from hfdistill.tasks import Classes, Task, Tokens
+from hfdistill.tasks import Classes, Task, Tokens, task_of
 from hfdistill.tasks.layouts import output_field
 
 TEACHER_PREFIX = "teacher_"
@@ -103,6 +103,14 @@ class Views:
         if decodes and self.labels_are_text and model is not None:
             chosen.update(decoder_inputs(bare(model), labels))
         return chosen
+
+
+def forward_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model reads of a batch to give its outputs and no loss."""
+    task = task_of(bare(model))
+    read = Views(model, None, task.label_names, task).student(batch)
+    # A detector reads labels for its loss alone.
+    return {key: value for key, value in read.items() if not task.loss_inside or key not in task.label_names}
 
 
 def decoder_inputs(model: nn.Module, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:

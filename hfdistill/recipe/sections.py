@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hfdistill.objective import Objective
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-TokenTask = Literal["causal_lm", "masked_lm", "token_classification"]
+DataTask = Literal["causal_lm", "masked_lm", "token_classification", "question_answering", "seq2seq_lm"]
 Augmentation = Literal["random_crop", "horizontal_flip", "random_resized_crop"]
 
 
@@ -110,10 +110,15 @@ class DataSection:
     audio_column: str | None = None
     text_columns: str | list[str] | None = None
     label_column: str | list[str] = "label"
-    task: TokenTask | None = None
+    task: DataTask | None = None
     problem_type: ProblemType | None = None
     mask_probability: float = 0.15
     max_length: int | None = None
+    doc_stride: int = 128
+    max_answer_length: int = 30
+    max_target_length: int = 128
+    prefix: str = ""
+    generation: dict[str, Any] | None = field(default_factory=dict)
     image_size: int | list[int] | None = None
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
@@ -130,7 +135,15 @@ class DataSection:
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction < 1:
                 raise RecipeError(f"data.{name}: got {fraction}, expected a share between 0 and 1.")
-        for name in ("labelled", "max_train_samples", "max_eval_samples", "max_length"):
+        for name in (
+            "labelled",
+            "max_train_samples",
+            "max_eval_samples",
+            "max_length",
+            "doc_stride",
+            "max_answer_length",
+            "max_target_length",
+        ):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise RecipeError(f"data.{name}: got {number}, expected a whole number of at least 1.")
@@ -157,8 +170,14 @@ class DataSection:
             )
         if self.image_column is not None:
             raise RecipeError(f"data.image_column: {self.task} reads text; name data.text_columns.")
-        if self.task != "token_classification" and self.labelled is not None:
-            raise RecipeError(f"data.labelled: the text itself is the label of {self.task}; set max_train_samples.")
+        if self.labelled is None or self.task in ("token_classification", "question_answering"):
+            return
+        if self.task == "seq2seq_lm":
+            raise RecipeError(
+                "data.labelled: a decoder reads its target, so that seq2seq_lm learns nothing from a row without one; "
+                "set max_train_samples."
+            )
+        raise RecipeError(f"data.labelled: the text itself is the label of {self.task}; set max_train_samples.")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfdistill.config import DistillationConfig
 from hfdistill.data import STUDENT, TEACHER, Examples, LabelSpace, PreparedData
+from hfdistill.data.examples import Progress
 
 
 class Outcome(Protocol):
@@ -24,15 +26,26 @@ class Outcome(Protocol):
         ...
 
 
+def without_bar(items: Sequence[Any], title: str) -> Iterator[Any]:
+    """The items, and nothing shown."""
+    return iter(items)
+
+
 @dataclass(frozen=True)
 class Exam:
-    """A model, the split it is asked about, and its teacher, unless it is the teacher itself."""
+    """A model, the split it is asked about, and its teacher, unless it is the teacher itself.
+
+    `writes` says whether a model that can write texts does so, which takes most of the time; else it is scored on the
+    given ones alone.
+    """
 
     model: PreTrainedModel
     teacher: PreTrainedModel | None
     prepared: PreparedData
     split: str
     config: DistillationConfig
+    bar: Progress = without_bar
+    writes: bool = True
 
     @property
     def space(self) -> LabelSpace:

@@ -32,7 +32,7 @@ from hfdistill.stages.processes import is_main, process_count, wait_for_all
 from hfdistill.stages.progress import Reporter
 from hfdistill.stages.settings import CONTROL, FINETUNED, STUDENT, TEACHER, StageSettings, same_budget, stage_settings
 from hfdistill.stages.training import Lesson, Trained, faults_explained, train
-from hfdistill.views import accepted_names
+from hfdistill.views import forward_inputs
 
 if TYPE_CHECKING:
     from hfdistill.report import Report
@@ -207,7 +207,7 @@ class Run:
 
         def outcome(split: str) -> Outcome:
             teacher = None if stage.name == TEACHER else self.teacher()
-            return outcome_of(Exam(model, teacher, self.prepared, split, config))
+            return outcome_of(Exam(model, teacher, self.prepared, split, config, self.reporter.bar))
 
         test = outcome("test")
         validation = test if self.data.test is self.data.validation else outcome("validation")
@@ -258,6 +258,5 @@ class Run:
             view = TEACHER_VIEW if name == "teacher" else STUDENT_VIEW
             examples = self.prepared.evaluation("test", view)
             batch = examples.__getitems__(range(min(32, len(examples))))
-            accepted = set(accepted_names(model)) - {"labels"}
-            inputs[name] = {key: value for key, value in batch.items() if key in accepted}
+            inputs[name] = forward_inputs(model, batch)
         write_json(self.output / "speed.json", speeds(both, inputs))

@@ -37,13 +37,13 @@ class Scores:
         return SumSheet(space.problem_type, {name: column.numpy() for name, column in self.columns.items()}).metrics()
 
 
-BatchSums = Callable[[StepContext, int], dict[str, Tensor]]
-"""Named sums `(examples, ...)` of a batch of so many examples."""
+BatchSums = Callable[[StepContext, range], dict[str, Tensor]]
+"""Named sums `(examples, ...)` of the examples of a batch, which stand at these places of their split."""
 
 
 def token_scores(exam: Exam) -> Scores:
     """Score a model over tokens on a split, beside its teacher where there is one."""
-    return scored(exam, lambda context, examples: batch_sums(context, examples, exam.space.names))
+    return scored(exam, lambda context, places: batch_sums(context, len(places), exam.space.names))
 
 
 def scored(exam: Exam, sums: BatchSums) -> Scores:
@@ -62,12 +62,12 @@ def scored(exam: Exam, sums: BatchSums) -> Scores:
     trainer.model.eval()
     parts: list[dict[str, Tensor]] = []
     size = int(config.eval_batch_size)
-    for start in range(0, len(examples), size):
+    for start in exam.bar(range(0, len(examples), size), "Measuring"):
         places = range(start, min(start + size, len(examples)))
         inputs = trainer._prepare_inputs(examples.__getitems__(places))
         with torch.no_grad(), trainer.compute_loss_context_manager():
             _, context = trainer.outputs_and_context(trainer.model, inputs)
-        parts.append({name: column.cpu() for name, column in sums(context, len(places)).items()})
+        parts.append({name: column.cpu() for name, column in sums(context, places).items()})
     return Scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 

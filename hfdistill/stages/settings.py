@@ -47,7 +47,6 @@ class StageSettings:
         own: dict[str, Any] = {
             "output_dir": str(folder / CHECKPOINTS),
             "remove_unused_columns": False,
-            "label_names": ["labels"],
             "disable_tqdm": True,
             "log_level": "error",
         }
