@@ -78,6 +78,13 @@ class Kind(ABC):
     ) -> View:
         """How the teacher sees an example, or how the student does, given the teacher's view."""
 
+    def config_settings(self, section: TeacherSection | StudentSection, teacher: TeacherSection) -> dict[str, Any]:
+        """What the config of a model with a new head has to know of the data, by default the classes.
+
+        `section` is the model's own, and `teacher` the teacher's, whose processor a student may share.
+        """
+        return self.reader.space.config_settings()
+
     @abstractmethod
     def source(self, request: SourceRequest) -> Source:
         """The tensors of a split."""

@@ -64,9 +64,9 @@ def load_original_teacher(recipe: Recipe, kind: Kind) -> PreTrainedModel:
         return load_teacher(str(section.model), section.revision, section.init_kwargs)
     if section.config is not None:
         set_seed(TEACHER_SEED)
-        return _from_config(named_config(section), kind, "teacher.config")
+        return _from_config(section, section, kind)
     set_seed(TEACHER_SEED)
-    return _from_name(section, kind)
+    return _from_name(section, section, kind)
 
 
 def build_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
@@ -83,8 +83,8 @@ def build_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
         return student
     set_seed(seed)
     if section.config is not None:
-        return _from_config(named_config(section), kind, "student.config")
-    return _from_name(section, kind)
+        return _from_config(section, recipe.teacher, kind)
+    return _from_name(section, recipe.teacher, kind)
 
 
 def load_finished(folder: Path, kind: Kind) -> PreTrainedModel:
@@ -92,18 +92,21 @@ def load_finished(folder: Path, kind: Kind) -> PreTrainedModel:
     return _loading("stage", str(folder), lambda: kind.auto_class.from_pretrained(folder))  # type: ignore[no-any-return]
 
 
-def _from_config(config: PreTrainedConfig, kind: Kind, path: str) -> PreTrainedModel:
-    config.update(kind.reader.space.config_settings())
+def _from_config(section: TeacherSection | StudentSection, teacher: TeacherSection, kind: Kind) -> PreTrainedModel:
+    config = named_config(section)
+    config.update(kind.config_settings(section, teacher))
     try:
         model: PreTrainedModel = kind.auto_class.from_config(config)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         first = str(error).strip().split("\n")[0]
-        raise RecipeError(f"{path}: no model for {kind.name} can be built from this: {first}") from error
+        raise RecipeError(
+            f"{section.SECTION}.config: no model for {kind.name} can be built from this: {first}"
+        ) from error
     return model
 
 
-def _from_name(section: TeacherSection | StudentSection, kind: Kind) -> PreTrainedModel:
-    options = {**kind.reader.space.config_settings(), **_hub_options(section), **section.init_kwargs}
+def _from_name(section: TeacherSection | StudentSection, teacher: TeacherSection, kind: Kind) -> PreTrainedModel:
+    options = {**kind.config_settings(section, teacher), **_hub_options(section), **section.init_kwargs}
     return _loading(  # type: ignore[no-any-return]
         section.SECTION,
         str(section.model),
