@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from hfdistill.objective import Objective
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-DataTask = Literal["causal_lm", "masked_lm", "token_classification", "question_answering", "seq2seq_lm"]
+DataTask = Literal[
+    "causal_lm",
+    "masked_lm",
+    "token_classification",
+    "question_answering",
+    "seq2seq_lm",
+    "semantic_segmentation",
+    "object_detection",
+]
+BoxFormat = Literal["coco", "pascal_voc"]
+SEGMENTATION, DETECTION = "semantic_segmentation", "object_detection"
 Augmentation = Literal["random_crop", "horizontal_flip", "random_resized_crop"]
 
 
@@ -122,6 +132,9 @@ class DataSection:
     image_size: int | list[int] | None = None
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
+    class_names: str | list[str] | None = None
+    reduce_labels: bool = False
+    box_format: BoxFormat = "coco"
     augment: list[Augmentation] = field(default_factory=list)
     labelled: int | None = None
     unlabelled: Literal["teacher", "drop"] = "teacher"
@@ -131,6 +144,7 @@ class DataSection:
 
     def __post_init__(self) -> None:
         self._check_task()
+        self._check_parts_of_images()
         for name in ("validation_fraction", "test_fraction", "mask_probability"):
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction < 1:
@@ -168,16 +182,36 @@ class DataSection:
             raise RecipeError(
                 f"data.problem_type: it is for classifiers, and data.task is {self.task}; set it to null."
             )
-        if self.image_column is not None:
+        if self.image_column is not None and self.task not in (SEGMENTATION, DETECTION):
             raise RecipeError(f"data.image_column: {self.task} reads text; name data.text_columns.")
-        if self.labelled is None or self.task in ("token_classification", "question_answering"):
+        if self.labelled is None or self.task in ("token_classification", "question_answering", SEGMENTATION):
             return
         if self.task == "seq2seq_lm":
             raise RecipeError(
                 "data.labelled: a decoder reads its target, so that seq2seq_lm learns nothing from a row without one; "
                 "set max_train_samples."
             )
+        if self.task == DETECTION:
+            raise RecipeError(
+                "data.labelled: a detector's own loss wants the objects of every image of a batch; set "
+                "max_train_samples."
+            )
         raise RecipeError(f"data.labelled: the text itself is the label of {self.task}; set max_train_samples.")
+
+    def _check_parts_of_images(self) -> None:
+        keys = {
+            "class_names": (self.class_names is not None, (SEGMENTATION, DETECTION)),
+            "reduce_labels": (self.reduce_labels, (SEGMENTATION,)),
+            "box_format": (self.box_format != "coco", (DETECTION,)),
+        }
+        for key, (given, tasks) in keys.items():
+            if given and self.task not in tasks:
+                raise RecipeError(f"data.{key}: it is for data.task {' and '.join(tasks)}, and data.task is {self.task}.")
+        if self.task == DETECTION and set(self.augment) - {"horizontal_flip"}:
+            raise RecipeError(
+                f"data.augment: got {self.augment}; expected [horizontal_flip] at most, since a crop may cut objects "
+                "away."
+            )
 
 
 @dataclass(frozen=True)
