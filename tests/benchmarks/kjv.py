@@ -3,8 +3,8 @@
     apt-get install bible-kjv bible-kjv-text
     python tests/benchmarks/kjv.py FOLDER
 
-FOLDER/train.parquet, validation.parquet and test.parquet hold the column `text`, one chapter a row. Of the 1,189 chapters
-in their order every tenth, from the tenth on, is a test chapter, and the one after it a validation chapter.
+FOLDER/train.parquet, validation.parquet and test.parquet hold the column `text`, one chapter a row. Of the 1,189
+chapters in their order every tenth, from the tenth on, is a test chapter, and the one after it a validation chapter.
 """
 
 from __future__ import annotations
