@@ -4,9 +4,9 @@
 
 FOLDER/train.parquet, validation.parquet and test.parquet hold a line of the standard library a row: `tokens`, and
 `tags` (B-function, B-class, B-parameter, B-argument, B-call, B-method, B-attribute, B-import, or O). The roles are
-those that Python's own parser finds, which sees the whole file; a tagger sees the line. A file belongs to the test split
-if the CRC-32 of its name leaves 0 when divided by 10, to the validation split if 1; of lines that occur several times
-in the library only the first is kept, so that none is in two splits.
+those that Python's own parser finds, which sees the whole file; a tagger sees the line. A file belongs to the test
+split if the CRC-32 of its name leaves 0 when divided by 10, to the validation split if 1; of lines that occur several
+times in the library only the first is kept, so that none is in two splits.
 """
 
 from __future__ import annotations
