@@ -22,6 +22,7 @@ from hfdistill.stages.exams import outcome_of
 from hfdistill.stages.run import Run
 from hfdistill.stages.settings import STUDENT as STUDENT_STAGE
 from hfdistill.stages.settings import stage_settings
+from hfdistill.teachers import ZeroShotTeacher
 from hfdistill.trainer import DistillationTrainer
 from hfdistill.vocabulary import vocabulary_size
 
@@ -137,12 +138,15 @@ class Doctor:
     def _teacher(self) -> tuple[str, str]:
         self.teacher = self._original()
         finding = f"{models.summary(self.recipe, 'teacher')}, {_size(self.teacher)}"
+        if isinstance(self.teacher, ZeroShotTeacher):
+            classes, templates = len(self.teacher.classes or ()), len(self.teacher.templates)
+            return GOOD, f"{finding}; {classes} classes by name, in {templates} templates"
         if self.recipe.teacher.finetune is None:
             return GOOD, f"{finding}; every tensor came from its checkpoint"
         return NOTE, f"{finding}; it will be fine-tuned first: what is said of it below holds before that"
 
-    def _original(self) -> PreTrainedModel:
-        return models.load_original_teacher(self.recipe, self.run.data.kind)
+    def _original(self) -> PreTrainedModel | ZeroShotTeacher:
+        return models.load_teacher_in_use(self.recipe, self.run.data.kind)
 
     def _student(self) -> tuple[str, str]:
         data = self.run.data
@@ -214,6 +218,11 @@ class Doctor:
             return GOOD, finding
         if self.recipe.teacher.finetune is not None:
             return NOTE, f"{finding}: as expected before its fine-tuning"
+        if self.recipe.teacher.zero_shot is not None:
+            return BAD, (
+                f"{finding}: it knows nothing of these data. Check its processor (teacher.processor), and give words "
+                "that say what the classes look like (teacher.zero_shot.class_names, templates)."
+            )
         return BAD, (
             f"{finding}: it knows nothing of these data. Check the order of its classes and its processor "
             "(teacher.processor), or add teacher.finetune."

@@ -59,7 +59,7 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
         training=stage.facts.get("settings") or {},
         teacher=teacher,
         teacher_revision=recipe.teacher.revision,
-        teacher_training=None if recipe.teacher.finetune is None else "trained on the labels of the same data first",
+        teacher_training=_teacher_training(recipe),
         teacher_licence=FROM_SCRATCH
         if recipe.teacher.model is None
         else known_licence(recipe.teacher.model, recipe.teacher.revision),
@@ -91,6 +91,12 @@ def _objective(recipe: Recipe, problem_type: str) -> Objective:
     defaults = {"alpha": DistillationConfig.alpha, "temperature": DistillationConfig.temperature}
     row = "seq2seq_lm" if problem_type == "speech_seq2seq" else problem_type
     return Objective.default(TASKS[row], **(defaults | recipe.objective.arguments()))
+
+
+def _teacher_training(recipe: Recipe) -> str | None:
+    if recipe.teacher.zero_shot is not None:
+        return "asked by the names of the classes, and not trained on the data"
+    return None if recipe.teacher.finetune is None else "trained on the labels of the same data first"
 
 
 def _start(recipe: Recipe) -> str:

@@ -38,7 +38,9 @@ class TeacherSection:
     """The teacher: `model` (Hub id or folder) or `config` (model_type and its settings, trained from scratch).
 
     With `finetune` (TrainingArguments' names, over those of `training`) it is first trained on the labels; without, it
-    is used as it is. `processor` is a Hub id or folder, by default that of `model`.
+    is used as it is. `processor` is a Hub id or folder, by default that of `model`. With `zero_shot` the model is one
+    of images and texts that is asked by the names of the classes: `templates` (texts with one {} each) and
+    `class_names` (words for the data's names), both optional.
     """
 
     SECTION: ClassVar[str] = "teacher"
@@ -49,15 +51,36 @@ class TeacherSection:
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     processor: str | None = None
     finetune: dict[str, Any] | None = None
+    zero_shot: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_source(self, {"model": self.model, "config": self.config})
+        if self.zero_shot is not None:
+            self._check_zero_shot(self.zero_shot)
         if self.finetune is not None:
             _settle(self, "finetune", training_settings(self.finetune, "teacher.finetune"))
         elif self.config is not None:
             raise RecipeError(
                 "teacher.config: a teacher built from a config knows nothing yet; add teacher.finetune (it "
                 "may be {} to train like the student), or name a trained teacher in teacher.model."
+            )
+
+    def _check_zero_shot(self, settings: Mapping[str, Any]) -> None:
+        path = "teacher.zero_shot"
+        if self.model is None or self.finetune is not None:
+            raise RecipeError(
+                f"{path}: such a teacher is used as it is; name a CLIP or SigLIP in teacher.model, and set "
+                "teacher.finetune to null."
+            )
+        kinds = {"templates": list[str], "class_names": dict[str, str]}
+        for key, value in settings.items():
+            if key not in kinds:
+                raise unknown_key(f"{path}.{key}", kinds)
+            converted(value, kinds[key], f"{path}.{key}")
+        templates = settings.get("templates", ["{}"])
+        if not templates or any(template.count("{}") != 1 for template in templates):
+            raise RecipeError(
+                f"{path}.templates: got {templates}; expected texts with one {{}} each, such as ['a photo of a {{}}.']."
             )
 
 
@@ -132,6 +155,9 @@ class DataSection:
     image_size: int | list[int] | None = None
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
+    max_seconds: float | None = None
+    sampling_rate: int | None = None
+    normalized_transcripts: bool = False
     class_names: str | list[str] | None = None
     reduce_labels: bool = False
     box_format: BoxFormat = "coco"
@@ -145,6 +171,7 @@ class DataSection:
     def __post_init__(self) -> None:
         self._check_task()
         self._check_parts_of_images()
+        self._check_recordings()
         for name in ("validation_fraction", "test_fraction", "mask_probability"):
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction < 1:
@@ -157,6 +184,7 @@ class DataSection:
             "doc_stride",
             "max_answer_length",
             "max_target_length",
+            "sampling_rate",
         ):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -184,7 +212,7 @@ class DataSection:
             )
         if self.image_column is not None and self.task not in (SEGMENTATION, DETECTION):
             raise RecipeError(f"data.image_column: {self.task} reads text; name data.text_columns.")
-        if self.labelled is None or self.task in ("token_classification", "question_answering", SEGMENTATION):
+        if self.labelled is None or self.task in ("token_classification", "question_answering", "ctc", SEGMENTATION):
             return
         if self.task == "seq2seq_lm":
             raise RecipeError(
@@ -198,6 +226,21 @@ class DataSection:
             )
         raise RecipeError(f"data.labelled: the text itself is the label of {self.task}; set max_train_samples.")
 
+    def _check_recordings(self) -> None:
+        if self.max_seconds is not None:
+            if self.max_seconds <= 0:
+                raise RecipeError(f"data.max_seconds: got {self.max_seconds}, expected a number above 0, such as 1.5.")
+            if self.task is not None:
+                raise RecipeError(
+                    f"data.max_seconds: the transcript of {self.task} is of the whole recording; set it to null, and "
+                    "leave out recordings that are too long."
+                )
+        if self.normalized_transcripts and self.task not in ("ctc", "seq2seq_lm"):
+            raise RecipeError(
+                "data.normalized_transcripts: it is for transcripts (data.task: ctc or seq2seq_lm), and data.task is "
+                f"{self.task}."
+            )
+
     def _check_parts_of_images(self) -> None:
         keys = {
             "class_names": (self.class_names is not None, (SEGMENTATION, DETECTION)),
@@ -206,7 +249,9 @@ class DataSection:
         }
         for key, (given, tasks) in keys.items():
             if given and self.task not in tasks:
-                raise RecipeError(f"data.{key}: it is for data.task {' and '.join(tasks)}, and data.task is {self.task}.")
+                raise RecipeError(
+                    f"data.{key}: it is for data.task {' and '.join(tasks)}, and data.task is {self.task}."
+                )
         if self.task == DETECTION and set(self.augment) - {"horizontal_flip"}:
             raise RecipeError(
                 f"data.augment: got {self.augment}; expected [horizontal_flip] at most, since a crop may cut objects "
@@ -275,6 +320,12 @@ class Recipe:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise RecipeError(
                 f"seeds: got {self.seeds}, expected different whole numbers of at least 0, such as [42, 43]."
+            )
+
+        if self.teacher.zero_shot is not None and self.student.from_teacher is not None:
+            raise RecipeError(
+                "student.from_teacher: layers of a zero-shot teacher make no classifier; name student.model or "
+                "student.config."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hfdistill.config import DistillationConfig
 from hfdistill.data import STUDENT, TEACHER, Examples, LabelSpace, PreparedData
 from hfdistill.data.examples import Progress
+from hfdistill.stages.models import Model
 
 
 class Outcome(Protocol):
@@ -39,8 +39,8 @@ class Exam:
     given ones alone.
     """
 
-    model: PreTrainedModel
-    teacher: PreTrainedModel | None
+    model: Model
+    teacher: Model | None
     prepared: PreparedData
     split: str
     config: DistillationConfig

@@ -5,22 +5,33 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
+from peft import PeftModel
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     set_seed,
 )
 
 from hfdistill.data import Kind
+from hfdistill.data.columns import IMAGE
+from hfdistill.data.processors import loaded_processor
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.loading import load_teacher, why_not_loaded
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
 from hfdistill.recipe.values import unknown_key
 from hfdistill.students import student_from_teacher
+from hfdistill.tasks import TASKS
+from hfdistill.teachers import ZeroShotTeacher
+
+Student: TypeAlias = PreTrainedModel | PeftModel
+Model: TypeAlias = Student | ZeroShotTeacher
 
 TEACHER_SEED = 42
 """The teacher is trained once, whatever the seeds of the students."""
@@ -57,8 +68,13 @@ def _made_config(settings: Mapping[str, Any], path: str) -> PreTrainedConfig:
     return config
 
 
+def load_teacher_in_use(recipe: Recipe, kind: Kind) -> PreTrainedModel | ZeroShotTeacher:
+    """The teacher as the recipe names it, before any fine-tuning, asked by the names of the classes if it says so."""
+    return load_original_teacher(recipe, kind) if recipe.teacher.zero_shot is None else _zero_shot(recipe, kind)
+
+
 def load_original_teacher(recipe: Recipe, kind: Kind) -> PreTrainedModel:
-    """The teacher as the recipe names it, before any fine-tuning: with its own head if it is used as it is."""
+    """The teacher as a model of its own, before any fine-tuning: with its own head if it is used as it is."""
     section = recipe.teacher
     if section.finetune is None:
         return load_teacher(str(section.model), section.revision, section.init_kwargs)
@@ -67,6 +83,38 @@ def load_original_teacher(recipe: Recipe, kind: Kind) -> PreTrainedModel:
         return _from_config(section, section, kind)
     set_seed(TEACHER_SEED)
     return _from_name(section, section, kind)
+
+
+def _zero_shot(recipe: Recipe, kind: Kind) -> ZeroShotTeacher:
+    """A classifier of the data's classes from a model of images and texts."""
+    section, space = recipe.teacher, kind.reader.space
+    settings = section.zero_shot or {}
+    if kind.name != IMAGE or not space.whole:
+        raise RecipeError(f"teacher.zero_shot: it sorts whole images into classes, and the data are {kind.name}.")
+    words = dict(zip(space.names, space.names, strict=True)) | settings.get("class_names", {})
+    for name in words:
+        if name not in space.names:
+            raise unknown_key(f"teacher.zero_shot.class_names.{name}", space.names)
+    numbers = [name for name, word in words.items() if word.isdecimal()]
+    if numbers:
+        raise RecipeError(
+            f"teacher.zero_shot: a text encoder understands words, and classes are called {', '.join(numbers[:5])}; "
+            f'say what they are, such as --teacher.zero_shot.class_names=\'{{"{numbers[0]}": "aeroplane", ...}}\'.'
+        )
+    model = load_teacher(str(section.model), section.revision, section.init_kwargs)
+    if torch.cuda.is_available() and not recipe.training.get("use_cpu"):
+        nn.Module.cuda(model)  # thousands of texts may have to be embedded
+    teacher = ZeroShotTeacher(model, loaded_processor(AutoTokenizer, section), words, **_only(settings, "templates"))
+    if teacher.reads_free_sizes:
+        raise RecipeError(
+            f"teacher.model: {section.model} reads images of any size, which recipes do not; take one of a fixed size."
+        )
+    teacher.bind(space.names, TASKS[space.problem_type], model.device)
+    return teacher
+
+
+def _only(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
 
 
 def build_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
@@ -131,7 +179,8 @@ def summary(recipe: Recipe, role: str) -> str:
     """A model in a few words: its Hub id or folder, or what it was built from."""
     section: Any = recipe.teacher if role == "teacher" else recipe.student
     if section.model is not None:
-        return str(section.model)
+        zero_shot = role == "teacher" and recipe.teacher.zero_shot is not None
+        return f"{section.model}, zero-shot" if zero_shot else str(section.model)
     if section.config is not None:
         return f"{section.config['model_type']} from a config"
     teacher = recipe.teacher.model or f"{(recipe.teacher.config or {})['model_type']} from a config"

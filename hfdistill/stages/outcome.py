@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PrinterCallback
 
 from hfdistill._atomic import new_folder, write_json, write_tensors
 from hfdistill.config import DistillationConfig
@@ -24,6 +24,7 @@ from hfdistill.metrics import metric_values
 from hfdistill.objective import Objective
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.folders import STAGE_FILE, Stage
+from hfdistill.stages.models import Model
 from hfdistill.stages.training import Trained, final_folder
 from hfdistill.tasks import LABEL_LOSSES
 from hfdistill.trainer import DistillationTrainer
@@ -77,7 +78,7 @@ def predictions(exam: Exam) -> Predictions:
 
 
 def finish(
-    stage: Stage, model: PreTrainedModel, config: DistillationConfig | None, test: Outcome, facts: Mapping[str, Any]
+    stage: Stage, model: Model, config: DistillationConfig | None, test: Outcome, facts: Mapping[str, Any]
 ) -> None:
     """Put the stage's folder in place: the trained model (if `config` is given), its predictions, stage.json."""
     with new_folder(stage.folder) as folder:
@@ -90,6 +91,6 @@ def finish(
         write_json(folder / STAGE_FILE, {**facts, **_size(model, folder if config is not None else None)})
 
 
-def _size(model: PreTrainedModel, folder: Path | None) -> dict[str, int]:
+def _size(model: Model, folder: Path | None) -> dict[str, int]:
     stored = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return {"parameters": parameter_count(model), "bytes": stored if folder is None else saved_bytes(folder)}

@@ -32,6 +32,7 @@ from hfdistill.stages.processes import is_main, process_count, wait_for_all
 from hfdistill.stages.progress import Reporter
 from hfdistill.stages.settings import CONTROL, FINETUNED, STUDENT, TEACHER, StageSettings, same_budget, stage_settings
 from hfdistill.stages.training import Lesson, Trained, faults_explained, train
+from hfdistill.teachers import ZeroShotTeacher
 from hfdistill.views import forward_inputs
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Run:
     recipe: Recipe
     output: Path
     reporter: Reporter
-    _teacher: list[PreTrainedModel] = field(default_factory=list)
+    _teacher: list[PreTrainedModel | ZeroShotTeacher] = field(default_factory=list)
 
     # ---- what the stages work with -------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ class Run:
     def data(self) -> TaskData:
         """The examples; a teacher that is used as it is names bare numbers."""
         known = None
-        if self.recipe.teacher.finetune is None:
+        if self.recipe.teacher.finetune is None and self.recipe.teacher.zero_shot is None:
             known = config_class_names(models.named_config(self.recipe.teacher))
         return read_data(self.recipe.data, known)
 
@@ -96,7 +97,7 @@ class Run:
             self.reporter.say(f"  teacher and student each get their own view: {'; '.join(differences)}")
         return prepare(self.data, student, teacher if differences else None, self.reporter.bar)
 
-    def teacher(self) -> PreTrainedModel:
+    def teacher(self) -> PreTrainedModel | ZeroShotTeacher:
         """The teacher as it teaches: fine-tuned if the recipe asks for it."""
         if not self._teacher:
             finetuned = self.recipe.teacher.finetune is not None
@@ -104,7 +105,7 @@ class Run:
             self._teacher.append(
                 models.load_finished(folder, self.data.kind)
                 if finetuned
-                else models.load_original_teacher(self.recipe, self.data.kind)
+                else models.load_teacher_in_use(self.recipe, self.data.kind)
             )
         return self._teacher[0]
 
@@ -201,7 +202,7 @@ class Run:
         trained = train(lesson, config, self.data.space, stage.title, self.reporter)
         self._finish(stage, lesson.model, settings, trained)
 
-    def _finish(self, stage: Stage, model: PreTrainedModel, settings: StageSettings, trained: Trained) -> None:
+    def _finish(self, stage: Stage, model: models.Model, settings: StageSettings, trained: Trained) -> None:
         config = settings.config(stage.folder)
         space = self.data.space
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfdistill.config import DistillationConfig
@@ -23,6 +23,7 @@ from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import TaskLoss
 from hfdistill.metrics import classification_metrics
 from hfdistill.objective import Objective
+from hfdistill.stages.models import Model, Student
 from hfdistill.stages.processes import is_main, wait_for_all
 from hfdistill.stages.progress import Clock, Reporter
 from hfdistill.trainer import DistillationTrainer
@@ -35,11 +36,11 @@ SPARE = 2**20
 class Lesson:
     """What one stage trains: a student (or a teacher on its labels) with its data, objective and teacher."""
 
-    model: PreTrainedModel
+    model: Student
     train: Examples
     validation: Examples
     processor: Any
-    teacher: PreTrainedModel | None = None
+    teacher: Model | None = None
     teacher_processor: Any = None
     objective: Objective | None = None
 

@@ -66,6 +66,17 @@ class ZeroShotTeacher(nn.Module):
         """The Hub id or folder that the model came from, if any."""
         return self.model.config._name_or_path or None
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.device
+
+    @property
+    def reads_free_sizes(self) -> bool:
+        """Whether each image comes with the size that it has in patches (SigLIP 2 of free sizes)."""
+        model: Any = self.model
+        return "spatial_shapes" in inspect.signature(model.get_image_features).parameters
+
     def bind(self, student_classes: Sequence[str] | None, task: Task, device: torch.device) -> None:
         """Take the student's names for classes, where none were given, and refuse a task that this cannot teach."""
         if not isinstance(task.layout, Examples) or task.classes is not Classes.NAMED:

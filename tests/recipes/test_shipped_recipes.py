@@ -10,12 +10,14 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
+from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 import hfdistill.report
 from hfdistill.recipe import Recipe, load_recipe, shipped_recipes
 from hfdistill.recipe.shipped import recipe_path
 from hfdistill.stages import Reporter, run_recipe
 from hfdistill.stages.run import Run
+from tests import tiny_pairs
 from tests.recipes import inputs
 
 QUICK = {
@@ -55,6 +57,9 @@ def changes(name: str, folder: Path) -> dict[str, str]:
         architecture, smaller = MODELS[name]
         teacher = inputs.model_folder(folder / "teacher", architecture, layers=5 if architecture == "bert" else 2)
         found |= {"teacher.model": teacher, **smaller}
+    if name == "clip_cifar":
+        found |= {"teacher.model": clip_folder(folder / "teacher"), "data.image_size": "8", "data.labelled": "9"}
+        found |= SMALL_RESNET
     if name in TOKEN_MODELS:
         found |= {"teacher.model": inputs.token_model_folder(folder / "teacher", TOKEN_MODELS[name])}
         found |= {"data.max_length": "16", "training.gradient_accumulation_steps": "1"}
@@ -67,6 +72,14 @@ def changes(name: str, folder: Path) -> dict[str, str]:
         return found | {"data.max_train_samples": "120", "data.max_eval_samples": "30"}
     found["data.dataset"] = local_data(load_recipe(name), folder / "data")
     return found
+
+
+def clip_folder(folder: Path) -> str:
+    """A tiny CLIP as it lies on the Hub."""
+    size = {"height": tiny_pairs.IMAGE_SIZE, "width": tiny_pairs.IMAGE_SIZE}
+    tiny_pairs.model("clip").save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), tiny_pairs.tokenizer()).save_pretrained(folder)
+    return str(folder)
 
 
 def local_data(recipe: Recipe, folder: Path) -> str:
