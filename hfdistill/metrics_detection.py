@@ -160,23 +160,23 @@ class MeanAveragePrecision(OfflineMetric):
     def _info(self) -> evaluate.MetricInfo:
         numbers, classes = datasets.Sequence(datasets.Value("float64")), datasets.Sequence(datasets.Value("int64"))
         predictions = {"boxes": datasets.Sequence(numbers), "scores": numbers, "labels": classes}
-        references = {"boxes": datasets.Sequence(numbers), "labels": classes}
+        references = {"boxes": datasets.Sequence(numbers), "labels": classes, "crowd": classes}
         return evaluate.MetricInfo(
             description="Mean average precision of detected objects, as COCO measures it.",
             citation="",
             inputs_description="Boxes, labels and scores of each image; boxes, labels and crowd of each image.",
-            features=[
-                datasets.Features({"predictions": predictions, "references": references}),
-                datasets.Features({"predictions": predictions, "references": references | {"crowd": classes}}),
-            ],
+            features=datasets.Features({"predictions": predictions, "references": references}),
         )
+
+    def compute(self, *, predictions: Any, references: Any, **options: Any) -> dict[str, float]:
+        """map, map_50 and map_75; where there is no `crowd`, no box is one."""
+        references = [{"crowd": [0] * len(each["labels"]), **each} for each in references]
+        values: dict[str, float] = super().compute(predictions=predictions, references=references, **options)
+        return values
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         detections = object_rows([(each["labels"], each["scores"], each["boxes"]) for each in predictions])
-        crowds = [each.get("crowd") or [0] * len(each["labels"]) for each in references]
-        gold = object_rows(
-            [(each["labels"], crowd, each["boxes"]) for each, crowd in zip(references, crowds, strict=True)]
-        )
+        gold = object_rows([(each["labels"], each["crowd"], each["boxes"]) for each in references])
         return mean_average_precision(detections, gold, len(references))
 
 

@@ -249,10 +249,9 @@ def check_sums(sheet: SumSheet) -> None:
     missing = sorted((task.columns | (written if written & sheet.columns.keys() else set())) - sheet.columns.keys())
     if missing:
         raise HfDistillError(f"got the columns {', '.join(sorted(sheet.columns))}, expected also {', '.join(missing)}")
+    _check_per_class(sheet)
     for name, column in sheet.columns.items():
-        if name in task.per_class:
-            _check_per_class(sheet, name)
-        elif column.ndim != 1 or column.shape != sheet.shape:
+        if name not in task.per_class and (column.ndim != 1 or column.shape != sheet.shape):
             raise HfDistillError(f"got {name} of shape {column.shape}, expected a value for each of {sheet.shape}")
         if not np.isfinite(column).all():
             raise HfDistillError(f"got values in {name} that are not finite, expected sums; did the training diverge?")
@@ -261,12 +260,13 @@ def check_sums(sheet: SumSheet) -> None:
             raise HfDistillError(f"got no {name} with a label, expected some; evaluate on a labelled split")
 
 
-def _check_per_class(sheet: SumSheet, name: str) -> None:
-    shapes = [sheet.columns[each].shape for each in (name, *sheet.task.per_class)]
-    if len(shapes[0]) != 2 or shapes[0][:1] != sheet.shape or len(set(shapes)) > 1:
+def _check_per_class(sheet: SumSheet) -> None:
+    names = sorted(sheet.task.per_class)
+    shapes = [sheet.columns[name].shape for name in names]
+    if any(len(shape) != 2 or shape[:1] != sheet.shape or shape != shapes[0] for shape in shapes):
         raise HfDistillError(
-            f"got {name} of shape {shapes[0]}, expected a value for each class of each of {sheet.shape}, as many "
-            f"in {' and '.join(sorted(sheet.task.per_class))}"
+            f"got the shapes {' and '.join(map(str, shapes))}, expected a value for each class of each of "
+            f"{sheet.shape}, of the same classes in {' and '.join(names)}"
         )
 
 

@@ -146,3 +146,60 @@ def write_sum_run(
         for name, columns in stages.items():
             write_columns(folder / f"seed-{seed}" / name, columns, seed=seed, problem_type=problem_type, **facts)
     return folder
+
+
+def summary_columns(rouge: float, *, written: bool = True, followed: bool = True) -> dict[str, np.ndarray]:
+    """Texts from texts with a mean ROUGE-Lsum, a tenth up and down from text to text, at a loss of 2 nats a token."""
+    columns = language_columns(2.0, followed=followed)
+    if written:
+        around = np.where(np.arange(len(columns["tokens"])) % 2, 0.1, -0.1)
+        scores = {"rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.4, "rougeLsum": rouge}
+        columns |= {name: score + around for name, score in scores.items()}
+        columns["texts"] = np.ones_like(around)
+    return columns
+
+
+def speech_columns(errors: float, *, followed: bool = True) -> dict[str, np.ndarray]:
+    """Transcripts of ten words and forty characters with so many wrong words; every fourth has one more."""
+    columns = language_columns(0.5, followed=followed)
+    examples = len(columns["tokens"])
+    wrong = errors + (np.arange(examples) % 4 == 0)
+    sizes = {"words": np.full(examples, 10.0), "chars": np.full(examples, 40.0)}
+    return columns | sizes | {"word_errors": wrong, "char_errors": 2 * wrong}
+
+
+def ctc_columns(errors: float, *, followed: bool = True) -> dict[str, np.ndarray]:
+    """The same heard frame by frame, at a loss of 3 nats a text; frames have no labels to be right about."""
+    columns = speech_columns(errors)
+    kept = ("words", "chars", "word_errors", "char_errors", *(("kl_sum", "agree", "compared") if followed else ()))
+    texts = np.ones_like(columns["words"])
+    return {name: columns[name] for name in kept} | {"loss_sum": 3 * texts, "texts": texts}
+
+
+def pixel_columns(right: float, *, followed: bool = True) -> dict[str, np.ndarray]:
+    """Pictures of 60 and 40 pixels of two classes, of which this share is right, and a third class that never occurs.
+
+    What is not seen as one class is seen as the other. Every fourth picture is one tenth worse.
+    """
+    examples = 40
+    share = right - np.where(np.arange(examples) % 4, 0.0, 0.1)
+    region = np.array([60.0, 40.0, 0.0])
+    intersection = share[:, None] * region
+    predicted = intersection + (1 - share)[:, None] * np.array([40.0, 60.0, 0.0])
+    pixels = np.full(examples, 100.0)
+    columns = {
+        "loss_sum": 0.5 * pixels,
+        "pixels": pixels,
+        "correct": intersection.sum(axis=1),
+        "intersection": intersection,
+        "union": region + predicted - intersection,
+    }
+    return columns | (followed_columns(pixels) if followed else {})
+
+
+def object_columns(found: int, images: int = 20) -> dict[str, np.ndarray]:
+    """Images with an object each, of which the first so many are found exactly; in the others there is a mistake."""
+    here, elsewhere = [10.0, 10.0, 30.0, 30.0], [100.0, 100.0, 130.0, 130.0]
+    seen = [[image, 1, 0.9, *(here if image < found else elsewhere)] for image in range(images)]
+    gold = [[image, 1, 0, *here] for image in range(images)]
+    return {"detections": np.array(seen, float), "gold": np.array(gold, float), "examples": np.array([float(images)])}
