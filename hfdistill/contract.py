@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
@@ -274,7 +276,22 @@ def processing_differences(student: Any, teacher: Any) -> list[str]:
             for setting in IMAGE_SETTINGS
             if _plain(ours.get(setting)) != _plain(theirs.get(setting))
         ]
+    both_hear = isinstance(student, FeatureExtractionMixin) and isinstance(teacher, FeatureExtractionMixin)
+    if both_hear and type(student) is type(teacher):
+        ours, theirs = _sound_settings(student), _sound_settings(teacher)
+        return [
+            f"{setting} {ours.get(setting)} against {theirs.get(setting)}"
+            for setting in sorted(ours.keys() | theirs.keys())
+            if ours.get(setting) != theirs.get(setting)
+        ]
     return [f"{type(student).__name__} against {type(teacher).__name__}"]
+
+
+def _sound_settings(extractor: FeatureExtractionMixin) -> dict[str, Any]:
+    """What a feature extractor does, without what only names it; filters follow from the rest."""
+    settings = json.loads(extractor.to_json_string())
+    named = ("feature_extractor_type", "processor_class", "mel_filters", "window")
+    return {name: value for name, value in settings.items() if name not in named}
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 
 from hfdistill.data.labels import check_columns
+from hfdistill.data.sounds import is_sound
 from hfdistill.recipe import DataSection, RecipeError
 
 IMAGE, TEXT, AUDIO = "image", "text", "audio"
@@ -17,13 +18,13 @@ def input_columns(dataset: datasets.Dataset, section: DataSection) -> tuple[str,
 
     Errors: RecipeError for a wrong column, and where the choice is open.
     """
-    for key, name, feature_type, modality, what in (
-        ("image_column", section.image_column, datasets.Image, IMAGE, "images"),
-        ("audio_column", section.audio_column, datasets.Audio, AUDIO, "recordings"),
+    for key, name, fits, modality, what in (
+        ("image_column", section.image_column, is_image, IMAGE, "images"),
+        ("audio_column", section.audio_column, is_sound, AUDIO, "recordings (audio, or paths of files)"),
     ):
         if name is not None:
             check_columns(dataset, [name], f"data.{key}")
-            if not isinstance(dataset.features[name], feature_type):
+            if not fits(dataset.features[name]):
                 raise RecipeError(f"data.{key}: {name!r} holds {dataset.features[name]}; expected {what}.")
             return modality, (name,)
     if section.text_columns is not None:
@@ -46,6 +47,11 @@ def input_columns(dataset: datasets.Dataset, section: DataSection) -> tuple[str,
         f"data: which columns to read is not clear; the data has {', '.join(dataset.column_names)}. Name "
         "data.image_column, data.audio_column, or data.text_columns (two for pairs)."
     )
+
+
+def is_image(feature: Any) -> bool:
+    """Whether a column holds images."""
+    return isinstance(feature, datasets.Image)
 
 
 def _is_text(feature: Any) -> bool:

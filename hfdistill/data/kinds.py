@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import datasets
 
-from hfdistill.data.columns import IMAGE, TEXT, input_columns
+from hfdistill.data.columns import AUDIO, IMAGE, TEXT, input_columns
 from hfdistill.data.images import Images
 from hfdistill.data.kind import Kind
 from hfdistill.data.language import MaskedText, RunningText
+from hfdistill.data.recordings import SpokenClasses
 from hfdistill.data.tags import TASK as TAGGING
 from hfdistill.data.tags import TaggedWords
 from hfdistill.data.texts import TextRows
@@ -22,6 +23,7 @@ KINDS: dict[tuple[str, str | None], type[Kind]] = {
     (TEXT, "causal_lm"): RunningText,
     (TEXT, "masked_lm"): MaskedText,
     (TEXT, TAGGING): TaggedWords,
+    (AUDIO, None): SpokenClasses,
 }
 
 

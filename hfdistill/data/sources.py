@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetsError
 
+from hfdistill.data.sound_folder import sound_folder
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.recipe import DataSection, RecipeError
 
@@ -71,7 +72,7 @@ def _all_splits(section: DataSection) -> Mapping[str, datasets.Dataset]:
         raise HfDistillError(
             f"data.dataset: {_title(section)} cannot be read: {reason} Expected a Hub id that this machine can "
             "reach or has cached (data.name picks a configuration), whole local files (csv, json, parquet) with the "
-            "same columns, a folder of images by class, or a save_to_disk folder."
+            "same columns, a folder of images or recordings by class, or a save_to_disk folder."
         ) from error
     return loaded if isinstance(loaded, datasets.DatasetDict) else {section.train_split: loaded}
 
@@ -127,4 +128,4 @@ def _from_files(files: Mapping[str, Any]) -> datasets.DatasetDict:
 def _from_folder(path: Path, section: DataSection) -> datasets.DatasetDict | datasets.Dataset:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return datasets.load_from_disk(path)
-    return datasets.load_dataset(str(path), section.name)
+    return sound_folder(path, section) or datasets.load_dataset(str(path), section.name)

@@ -23,6 +23,7 @@ DataTask = Literal[
     "seq2seq_lm",
     "semantic_segmentation",
     "object_detection",
+    "ctc",
 ]
 BoxFormat = Literal["coco", "pascal_voc"]
 SEGMENTATION, DETECTION = "semantic_segmentation", "object_detection"
