@@ -8,6 +8,7 @@ text, three counts of each class of a picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import EvalPrediction, ProcessorMixin
-from transformers.utils import ModelOutput
 
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.metrics_dense import IGNORED, mean_iou, region_counts
@@ -225,7 +225,7 @@ def detection_metrics(image_processor: Any) -> ComputeMetrics:
 
     def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
         logits, boxes = (torch.as_tensor(each) for each in evaluated.predictions[:2])
-        outputs = ModelOutput(logits=logits, pred_boxes=boxes)
+        outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
         seen = image_processor.post_process_object_detection(outputs, threshold=0.0)
         found = [[each[name].numpy() for name in ("labels", "scores", "boxes")] for each in seen]
         classes, there = (np.asarray(each) for each in evaluated.label_ids[:2])

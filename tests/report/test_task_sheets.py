@@ -18,7 +18,6 @@ from hfdistill.errors import HfDistillError
 from hfdistill.main_metric import MAIN_METRIC, main_metric
 from hfdistill.score_sheet import sheet_of
 
-
 PIXELS, OBJECTS = pixel_columns(0.8), object_columns(2)
 
 
