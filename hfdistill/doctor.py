@@ -14,6 +14,7 @@ import torch
 from hfdistill import contract
 from hfdistill.data import STUDENT, TEACHER, whole_batch
 from hfdistill.data.labels import SINGLE
+from hfdistill.data.windows import Windows
 from hfdistill.errors import HfDistillError
 from hfdistill.objective import Objective
 from hfdistill.stages import models
@@ -159,6 +160,8 @@ class Doctor:
 
     def _classes(self) -> tuple[str, str]:
         names = list(self.run.data.space.names)
+        if isinstance(self.run.prepared.validation, Windows):
+            return GOOD, "an answer's start and end are places among the tokens, the same in both"
         if not names:
             sizes = [vocabulary_size(model) for model in (self.student, self.teacher)]
             return GOOD, f"a vocabulary of {sizes[0]:,} tokens in the student's head and {sizes[1]:,} in the teacher's"
@@ -200,11 +203,15 @@ class Doctor:
     def _knowledge(self) -> tuple[str, str]:
         data, space = self.run.data, self.run.data.space
         config = self.settings.config(self.folder)
-        known = outcome_of(Exam(self.teacher, None, self.run.prepared, "validation", config)).metrics(space)
+        known = outcome_of(Exam(self.teacher, None, self.run.prepared, "validation", config, writes=False)).metrics(
+            space
+        )
         rows = len(self.run.prepared.validation)
         shown = f"on {rows} validation rows: {', '.join(f'{key} {value:.3g}' for key, value in known.items())}"
         if not space.whole and not space.names:
-            return self._judged(known["loss"] < math.log(vocabulary_size(self.teacher) or 1), shown)
+            source = self.run.prepared.validation
+            guess = source.guess if isinstance(source, Windows) else math.log(vocabulary_size(self.teacher) or 1)
+            return self._judged(known["loss"] < guess, shown)
         if space.problem_type != SINGLE:
             return GOOD, shown
         chance = float(torch.bincount(data.validation.labels).max()) / rows

@@ -14,6 +14,8 @@ from hfdistill.data.changes import Changes, Draws
 from hfdistill.data.labels import UNLABELLED
 
 STUDENT, TEACHER = "student", "teacher"
+PART_LABELS = ("labels", "start_positions", "end_positions")
+"""Labels of tokens, pixels and boxes, or places among tokens, which come with the inputs."""
 
 Progress = Callable[[Sequence[Any], str], Iterator[Any]]
 """Goes through a sequence with a bar that says what is being done."""
@@ -58,8 +60,12 @@ class Examples(Dataset[dict[str, Tensor]]):
         }
         if self.labels is None:
             return batch
-        if "labels" in batch:  # of tokens; the rows' own labels then only say which of these may be used
-            batch["labels"][self.labels[rows] == UNLABELLED] = UNLABELLED
+        parts = [name for name in PART_LABELS if name in batch]
+        if parts:  # the rows' own labels then only say which of these may be used
+            unlabelled = self.labels[rows] == UNLABELLED
+            if bool(unlabelled.any()):
+                for name in parts:
+                    batch[name][unlabelled] = UNLABELLED
             return batch
         return batch | {"labels": self.labels[rows]}
 

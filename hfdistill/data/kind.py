@@ -89,6 +89,10 @@ class Kind(ABC):
     def source(self, request: SourceRequest) -> Source:
         """The tensors of a split."""
 
+    def of_rows(self, source: Source, values: Tensor) -> Tensor | None:
+        """One value for each row of a source, from those of the data's rows; None where each has a label anyway."""
+        return None if self.regrouped else values
+
 
 @dataclass(frozen=True)
 class SourceRequest:

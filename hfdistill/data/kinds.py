@@ -10,6 +10,8 @@ from hfdistill.data.columns import AUDIO, IMAGE, TEXT, input_columns
 from hfdistill.data.images import Images
 from hfdistill.data.kind import Kind
 from hfdistill.data.language import MaskedText, RunningText
+from hfdistill.data.questions import TASK as ANSWERING
+from hfdistill.data.questions import Questions
 from hfdistill.data.recordings import SpokenClasses
 from hfdistill.data.tags import TASK as TAGGING
 from hfdistill.data.tags import TaggedWords
@@ -24,6 +26,7 @@ KINDS: dict[tuple[str, str | None], type[Kind]] = {
     (TEXT, "masked_lm"): MaskedText,
     (TEXT, TAGGING): TaggedWords,
     (AUDIO, None): SpokenClasses,
+    (TEXT, ANSWERING): Questions,
 }
 
 
@@ -32,8 +35,8 @@ def kind_of(train: datasets.Dataset, section: DataSection, known_names: Sequence
 
     Errors: RecipeError for columns of another type than the task reads.
     """
-    if section.task == TAGGING:  # its words lie in lists, and only it can tell which column holds them
-        return TaggedWords(train, section, (), known_names)
+    if section.task in (TAGGING, ANSWERING):  # which columns hold words, questions and contexts only these can tell
+        return KINDS[TEXT, section.task](train, section, (), known_names)
     modality, columns = input_columns(train, section)
     if (modality, section.task) not in KINDS:
         reads = " or ".join(sorted({each for each, task in KINDS if task == section.task}))

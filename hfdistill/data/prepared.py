@@ -45,22 +45,22 @@ class PreparedData:
             split
         ]
         views = self._views() if role == "both" else {"": self._own(role)}
-        labels = None if self.data.kind.regrouped else part.labels
-        return Examples(source, labels, views, torch.arange(len(source)))
+        return Examples(source, self.data.kind.of_rows(source, part.labels), views, torch.arange(len(source)))
 
     def _train(self, labels: torch.Tensor, views: Mapping[str, str]) -> Examples:
         changes = self.data.section.augment or self.data.kind.drawn
         return Examples(
             self.train,
-            None if self.data.kind.regrouped else labels,
+            self.data.kind.of_rows(self.train, labels),
             views,
             torch.arange(len(self.train)),
             Changes(tuple(self.data.section.augment)) if changes else None,
         )
 
     def _labelled(self, examples: Examples) -> Examples:
-        """Only rows with a label; blocks of running text all have theirs, and are not the rows of the data."""
-        return examples if bool(self.data.labelled.all()) else examples.among(self.data.labelled)
+        """Only rows with a label."""
+        labelled = self.data.kind.of_rows(self.train, self.data.labelled)
+        return examples if labelled is None or bool(labelled.all()) else examples.among(labelled)
 
     def _own(self, role: str) -> str:
         return STUDENT if self.shared else role

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hfdistill.data.labels import WHOLE_TASKS
+from hfdistill.stages.answers import answered
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.outcome import predictions
 from hfdistill.stages.scores import token_scores
@@ -12,6 +13,7 @@ from hfdistill.stages.scores import token_scores
 EXAMS: dict[str, Callable[[Exam], Outcome]] = {
     **dict.fromkeys(WHOLE_TASKS, predictions),
     **dict.fromkeys(("causal_lm", "masked_lm", "token_classification"), token_scores),
+    "question_answering": answered,
 }
 
 

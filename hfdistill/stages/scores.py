@@ -104,15 +104,16 @@ def example_sums(rows: Rows, examples: int) -> Callable[[Tensor], Tensor]:
     owner = example_of(rows, examples)
 
     def summed(values: Tensor) -> Tensor:
-        return torch.zeros(examples, dtype=torch.float64, device=values.device).index_add(0, owner, values.double())
+        nothing = torch.zeros(examples, dtype=torch.float64, device=values.device)
+        return nothing.index_add(0, owner.to(values.device), values.double())
 
     return summed
 
 
 def example_of(rows: Rows, examples: int) -> Tensor:
-    """The example that each picked row belongs to: rows lie example by example."""
-    assert rows.index is not None, "tokens are picked"
-    return rows.index // (rows.size // examples)
+    """The example that each row belongs to: rows lie example by example, all of them or those that are picked."""
+    places = torch.arange(rows.size) if rows.index is None else rows.index
+    return places // (rows.size // examples)
 
 
 def _entities(
