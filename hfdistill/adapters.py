@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from peft import (
@@ -55,7 +56,7 @@ def adapted(model: nn.Module, peft_config: PeftConfig | None, args: Distillation
     already, adapters that are frozen, and parts that are freshly initialised and would neither learn nor be saved.
     """
     if peft_config is not None:
-        model = _wrapped(model, peft_config, args.seed)
+        model = with_adapters(model, peft_config, args.seed)
     if not isinstance(model, PeftModel):
         return model
     _check_learns(model)
@@ -66,7 +67,8 @@ def adapted(model: nn.Module, peft_config: PeftConfig | None, args: Distillation
     return model
 
 
-def _wrapped(model: nn.Module, peft_config: PeftConfig, seed: int) -> PeftModel:
+def with_adapters(model: nn.Module, peft_config: PeftConfig, seed: int) -> PeftModel:
+    """The model with adapters drawn from `seed`, prepared for training if it is quantised; for errors see `adapted`."""
     if isinstance(model, PeftModel):
         raise HfDistillError(
             "The student has adapters already, and peft_config came too; expected one of them. Pass the PeftModel "
@@ -90,6 +92,14 @@ def _wrapped(model: nn.Module, peft_config: PeftConfig, seed: int) -> PeftModel:
         return get_peft_model(model, config)
     except ValueError as error:
         raise HfDistillError(f"The adapters do not fit the student ({type(model).__name__}): {error}") from error
+
+
+def brought_back(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """A base with the adapters that were saved in a folder, ready to learn on."""
+    model: nn.Module = base
+    if getattr(base, "is_quantized", False):
+        model = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
 
 
 def _completed(config: PeftConfig, model: nn.Module) -> PeftConfig:

@@ -72,8 +72,9 @@ class ResultFacts:
 class CardFacts:
     """What a card says; of `teacher`, `base_model` and `dataset` only Hub ids go into the metadata.
 
-    A teacher without a name is None. `repository` is where the student is published, `training` its settings, `report`
-    Markdown about the results.
+    A teacher without a name is None. With `adapter` the student is adapters of `base_model`, of the class
+    `architecture`. `repository` is where the student is published, `training` its settings, `report` Markdown about the
+    results.
     """
 
     name: str
@@ -84,6 +85,7 @@ class CardFacts:
     teacher_licence: str | None = None
     base_model: str | None = None
     adapter: bool = False
+    architecture: str = ""
     start: str | None = None
     task: str | None = None
     dataset: str | None = None
@@ -249,6 +251,8 @@ def _teacher(facts: CardFacts) -> list[str]:
 def _use(facts: CardFacts) -> list[str]:
     if facts.task is None or facts.repository is None:
         return []
+    if facts.adapter:
+        return [_adapters(facts)]
     if facts.task in WITHOUT_PIPELINE:
         kind = WITHOUT_PIPELINE[facts.task]
         calls = [f'student = {kind}.from_pretrained("{facts.repository}")']
@@ -256,6 +260,18 @@ def _use(facts: CardFacts) -> list[str]:
         return ["```python\nfrom transformers import {}, AutoTokenizer\n\n{}\n```".format(kind, "\n".join(calls))]
     call = f'student = pipeline("{facts.task}", model="{facts.repository}")'
     return [f"```python\nfrom transformers import pipeline\n\n{call}\n```"]
+
+
+def _adapters(facts: CardFacts) -> str:
+    lines = [
+        "from peft import PeftModel",
+        f"from transformers import AutoConfig, {facts.architecture}",
+        "",
+        f'config = AutoConfig.from_pretrained("{facts.repository}")',
+        f'base = {facts.architecture}.from_pretrained("{facts.base_model}", config=config)',
+        f'student = PeftModel.from_pretrained(base, "{facts.repository}")',
+    ]
+    return "```python\n" + "\n".join(lines) + "\n```"
 
 
 def _objective(facts: CardFacts) -> str:

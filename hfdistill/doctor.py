@@ -281,4 +281,6 @@ def _parameters(model: torch.nn.Module) -> int:
 
 
 def _size(model: torch.nn.Module) -> str:
-    return f"{_parameters(model):,} parameters"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    adapters = f", {trained:,} of them in adapters" if contract.bare(model) is not model else ""
+    return f"{_parameters(model):,} parameters{adapters}"

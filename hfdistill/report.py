@@ -42,6 +42,7 @@ class ModelNumbers:
     ece: float | None
     fidelity: dict[str, float] | None
     parameters: int | None
+    trained_parameters: int | None
     bytes: int | None
     seconds: float | None
     steps: int | None
@@ -170,6 +171,7 @@ def _numbers(run: RunFolder, role: str, metric: MainMetric) -> ModelNumbers:
         ece=_mean([None if curve is None else curve.ece for curve in curves]),
         fidelity=followed,
         parameters=first.facts.get("parameters"),
+        trained_parameters=first.facts.get("trained_parameters"),
         bytes=first.facts.get("bytes"),
         seconds=_mean([stage.facts.get("seconds") for stage in stages.values()]),
         steps=first.facts.get("steps"),

@@ -101,7 +101,7 @@ def _columns(report: Report) -> list[tuple[str, Callable[[ModelNumbers], str]]]:
     if isinstance(metric, LossMetric):
         columns.append(("loss, nats a token", lambda n: _loss(n.main)))
     columns += [
-        ("parameters", lambda n: MISSING if n.parameters is None else f"{n.parameters:,}"),
+        ("parameters", _parameters),
         ("weights", lambda n: MISSING if n.bytes is None else _bytes(n.bytes)),
     ]
     if report.speed is not None:
@@ -110,6 +110,13 @@ def _columns(report: Report) -> list[tuple[str, Callable[[ModelNumbers], str]]]:
             (f"throughput, batch {batch}", lambda n: MISSING if n.throughput is None else f"{n.throughput:,.0f}/s"),
         ]
     return [*columns, ("training", lambda n: f"{n.seconds:,.0f} s" if n.seconds else MISSING)]
+
+
+def _parameters(numbers: ModelNumbers) -> str:
+    if numbers.parameters is None:
+        return MISSING
+    adapters = "" if numbers.trained_parameters is None else f", {numbers.trained_parameters:,} of them trained"
+    return f"{numbers.parameters:,}{adapters}"
 
 
 def _intervals(report: Report) -> str:

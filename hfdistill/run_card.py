@@ -65,6 +65,8 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
         else known_licence(recipe.teacher.model, recipe.teacher.revision),
         terms=term_facts(_objective(recipe, run.problem_type)),
         base_model=started,
+        adapter=recipe.student.peft is not None,
+        architecture=_architecture(stage.folder),
         start=_start(recipe),
         task=_task_tag(recipe, run.problem_type, stage.folder),
         dataset=_dataset(recipe),
@@ -119,5 +121,9 @@ def _task_tag(recipe: Recipe, problem_type: str, model: Path) -> str | None:
         return "summarization"
     if problem_type in PROBLEM_TAGS:
         return PROBLEM_TAGS[problem_type]
-    architectures = read_json(model / "config.json").get("architectures") or [""]
-    return next((tag for suffix, tag in TASK_TAGS.items() if str(architectures[0]).endswith(suffix)), None)
+    architecture = _architecture(model)
+    return next((tag for suffix, tag in TASK_TAGS.items() if architecture.endswith(suffix)), None)
+
+
+def _architecture(model: Path) -> str:
+    return str((read_json(model / "config.json").get("architectures") or [""])[0])

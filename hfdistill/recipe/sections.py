@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
+from hfdistill.recipe.adapters import adapters_of
 from hfdistill.recipe.objective import terms_of
 from hfdistill.recipe.training import training_settings
 from hfdistill.recipe.values import RecipeError, converted, unknown_key
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
+
     from hfdistill.objective import Objective
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -91,7 +94,8 @@ class StudentSection:
 
     `from_teacher` takes layers of the teacher as it is loaded, before `teacher.finetune`, so that the control has
     learnt nothing from the fine-tuned teacher. `finetune` asks for a last fine-tune of the distilled student on the
-    labels.
+    labels. With `peft` (`peft_type`, lora by default, and PEFT's own options of it) adapters of `model` alone learn and
+    are saved.
     """
 
     SECTION: ClassVar[str] = "student"
@@ -103,11 +107,22 @@ class StudentSection:
     init_kwargs: dict[str, Any] = field(default_factory=dict)
     processor: str | None = None
     finetune: dict[str, Any] | None = None
+    peft: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_source(self, {"model": self.model, "config": self.config, "from_teacher": self.from_teacher})
+        if self.peft is not None and self.model is None:
+            raise RecipeError(
+                "student.peft: adapters alone are saved, and others need the model below them; expected a Hub id or "
+                "folder in student.model."
+            )
+        self.adapters()
         if self.finetune is not None:
             _settle(self, "finetune", training_settings(self.finetune, "student.finetune"))
+
+    def adapters(self) -> PeftConfig | None:
+        """PEFT's config of `peft`, if there is one."""
+        return None if self.peft is None else adapters_of(self.peft, "student.peft")
 
 
 def _check_source(section: TeacherSection | StudentSection, sources: Mapping[str, Any]) -> None:

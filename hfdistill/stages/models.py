@@ -19,6 +19,7 @@ from transformers import (
     set_seed,
 )
 
+from hfdistill.adapters import brought_back, with_adapters
 from hfdistill.data import Kind
 from hfdistill.data.columns import IMAGE
 from hfdistill.data.processors import loaded_processor
@@ -117,8 +118,14 @@ def _only(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: settings[name] for name in names if name in settings}
 
 
-def build_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
+def build_student(recipe: Recipe, kind: Kind, seed: int) -> Student:
     """The student before training; the same seed gives the same weights, for the control too."""
+    adapters = recipe.student.adapters()
+    student = _bare_student(recipe, kind, seed)
+    return student if adapters is None else with_adapters(student, adapters, seed)
+
+
+def _bare_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
     section = recipe.student
     if section.from_teacher is not None:
         original = load_original_teacher(recipe, kind)
@@ -138,6 +145,14 @@ def build_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
 def load_finished(folder: Path, kind: Kind) -> PreTrainedModel:
     """A model that a finished stage has saved."""
     return _loading("stage", str(folder), lambda: kind.auto_class.from_pretrained(folder))  # type: ignore[no-any-return]
+
+
+def load_finished_student(folder: Path, recipe: Recipe, kind: Kind) -> Student:
+    """A student that a finished stage has saved, with the recipe's model below it where adapters alone were saved."""
+    if recipe.student.peft is None:
+        return load_finished(folder, kind)
+    base = _bare_student(recipe, kind, recipe.seeds[0])
+    return _loading("stage", str(folder), lambda: brought_back(base, folder))  # type: ignore[no-any-return]
 
 
 def _from_config(section: TeacherSection | StudentSection, teacher: TeacherSection, kind: Kind) -> PreTrainedModel:

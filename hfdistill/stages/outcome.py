@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from hfdistill._atomic import new_folder, write_json, write_tensors
 from hfdistill.config import DistillationConfig
-from hfdistill.contract import aligned_classes, class_names
+from hfdistill.contract import aligned_classes, bare, class_names
 from hfdistill.data import LabelSpace, whole_batch
 from hfdistill.knowledge import TaskLoss
 from hfdistill.measure import parameter_count, saved_bytes
@@ -30,6 +31,8 @@ from hfdistill.tasks import LABEL_LOSSES
 from hfdistill.trainer import DistillationTrainer
 
 PREDICTIONS = "predictions.safetensors"
+LEFT_OUT = ("training_args.bin", "README.md")
+"""A pickle with this machine's paths (stage.json says the same in words), and PEFT's form for a card, not filled in."""
 NO_TRAINING = Trained(0.0, 0, 0, [])
 
 
@@ -84,13 +87,31 @@ def finish(
     with new_folder(stage.folder) as folder:
         if config is not None:
             for file in final_folder(config).iterdir():
-                # A pickle of the arguments, with this machine's paths: stage.json says the same in words.
-                if file.name != "training_args.bin":
+                if file.name not in LEFT_OUT:
                     shutil.move(file, folder / file.name)
+            if isinstance(model, PeftModel):
+                _write_config(model, folder)
         write_tensors(folder / PREDICTIONS, test.tensors())
         write_json(folder / STAGE_FILE, {**facts, **_size(model, folder if config is not None else None)})
 
 
 def _size(model: Model, folder: Path | None) -> dict[str, int]:
     stored = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if isinstance(model, PeftModel):
+        # The head that was there before its trained copy is no part of the student.
+        used = [value for name, value in model.named_parameters() if ".original_module." not in name]
+        return {
+            "parameters": sum(value.numel() for value in used),
+            "trained_parameters": sum(value.numel() for value in used if value.requires_grad),
+            "bytes": sum(value.numel() * value.element_size() for value in used),
+        }
     return {"parameters": parameter_count(model), "bytes": stored if folder is None else saved_bytes(folder)}
+
+
+def _write_config(model: PeftModel, folder: Path) -> None:
+    """The config of the whole model beside its adapters, which know nothing of classes."""
+    base = bare(model)
+    assert isinstance(base, PreTrainedModel), "recipes name their student"
+    config = deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    config.save_pretrained(folder)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hfdistill.report import Report
 
 
-SHOWN = ("f1", "accuracy", "f1_micro", "r2", "perplexity", "loss")
+SHOWN = ("wer", "f1", "accuracy", "f1_micro", "r2", "perplexity", "loss")
 """Metrics for the line that tells of a finished stage."""
 
 
@@ -183,7 +183,7 @@ class Run:
 
     def _do_finetuned(self, stage: Stage) -> None:
         lesson = Lesson(
-            models.load_finished(stage.folder.with_name(STUDENT), self.data.kind),
+            models.load_finished_student(stage.folder.with_name(STUDENT), self.recipe, self.data.kind),
             self.prepared.control_train(),
             self.prepared.evaluation("validation", STUDENT_VIEW),
             self.views[0].processor,
@@ -251,7 +251,8 @@ class Run:
         return report
 
     def _measure(self) -> None:
-        student = models.load_finished(self.output / f"seed-{self.recipe.seeds[0]}" / STUDENT, self.data.kind)
+        folder = self.output / f"seed-{self.recipe.seeds[0]}" / STUDENT
+        student = models.load_finished_student(folder, self.recipe, self.data.kind)
         device: Any = self.teacher().device
         both = {"teacher": self.teacher(), "student": student.to(device)}
         inputs = {}
