@@ -180,7 +180,7 @@ class Doctor:
         student, teacher = self.run.views
         return DistillationTrainer(
             self.student,
-            self.settings.config(self.folder),
+            self.settings.config(self.folder, eval_strategy="no", load_best_model_at_end=False),
             teacher_model=self.teacher,
             objective=self.recipe.objective.build(),
             processing_class=student.processor,
@@ -208,6 +208,8 @@ class Doctor:
         )
         rows = len(self.run.prepared.validation)
         shown = f"on {rows} validation rows: {', '.join(f'{key} {value:.3g}' for key, value in known.items())}"
+        if "wer" in known:
+            return self._judged(known["wer"] < 1, shown)
         if not space.whole and not space.names:
             source = self.run.prepared.validation
             guess = source.guess if isinstance(source, Windows) else math.log(vocabulary_size(self.teacher) or 1)

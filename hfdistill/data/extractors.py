@@ -94,7 +94,7 @@ def _sizes(extractor: Any) -> list[Any]:
 def _made(section: TeacherSection | StudentSection, config: PreTrainedConfig, data: DataSection) -> Any:
     settings = config.to_dict()
     rate = data.sampling_rate or USUAL_RATE
-    kind = FEATURE_EXTRACTOR_MAPPING.get(type(config), None)
+    kind: Any = FEATURE_EXTRACTOR_MAPPING.get(type(config), None)
     if kind is None:
         raise RecipeError(
             f"{section.SECTION}.config.model_type: a {config.model_type} hears no recordings; expected one such as "

@@ -16,6 +16,7 @@ from hfdistill.data.recordings import SpokenClasses
 from hfdistill.data.tags import TASK as TAGGING
 from hfdistill.data.tags import TaggedWords
 from hfdistill.data.texts import TextRows
+from hfdistill.data.transcripts import SpokenCharacters, SpokenTexts
 from hfdistill.recipe import DataSection, RecipeError
 
 # By what is read and by data.task; no task means a label for the whole example.
@@ -26,6 +27,8 @@ KINDS: dict[tuple[str, str | None], type[Kind]] = {
     (TEXT, "masked_lm"): MaskedText,
     (TEXT, TAGGING): TaggedWords,
     (AUDIO, None): SpokenClasses,
+    (AUDIO, "ctc"): SpokenCharacters,
+    (AUDIO, "seq2seq_lm"): SpokenTexts,
     (TEXT, ANSWERING): Questions,
 }
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import AutoModelForAudioClassification, PreTrainedConfig
 
@@ -109,10 +108,7 @@ class Recordings:
         if self.heard is not None:
             return extractor.padded([self.heard[view][row] for row in rows.tolist()])
         starts = [0.5] * len(rows) if draws is None else draws.places[:, 0].tolist()
-        cuts = [
-            self._cut(self._wave(row, extractor.rate), extractor.rate, start) for row, start in _pairs(rows, starts)
-        ]
-        return extractor.padded([extractor.heard(wave) for wave in cuts])
+        return extractor.padded([self._heard(row, extractor, start) for row, start in _pairs(rows, starts)])
 
     def kept(self, request: SourceRequest, *, changing: bool) -> Recordings:
         """With all in memory that fits there: what is heard, or the waves alone where each epoch hears another cut."""
@@ -142,8 +138,8 @@ class Recordings:
             return self.waves[rate][row]
         return read_wave(self.sounds, self.column, row, rate, self.folder)
 
-    def _heard(self, row: int, extractor: Extractor) -> Heard:
-        return extractor.heard(self._cut(self._wave(row, extractor.rate), extractor.rate, 0.5))
+    def _heard(self, row: int, extractor: Extractor, start: float = 0.5) -> Heard:
+        return extractor.heard(self._cut(self._wave(row, extractor.rate), extractor.rate, start))
 
     def _cut(self, wave: Wave, rate: int, start: float) -> Wave:
         """At most so many seconds, from a share `start` of what there is to choose from."""

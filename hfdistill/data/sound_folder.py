@@ -15,6 +15,7 @@ from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection
 
 ENDINGS = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64"})
+TABLES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"})
 METADATA = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}
 FILE_NAME = "file_name"
 
