@@ -14,6 +14,7 @@ import torch
 from hfdistill import contract
 from hfdistill.data import STUDENT, TEACHER, whole_batch
 from hfdistill.data.labels import SINGLE
+from hfdistill.data.regions import TASK as SEGMENTATION
 from hfdistill.data.windows import Windows
 from hfdistill.errors import HfDistillError
 from hfdistill.objective import Objective
@@ -214,6 +215,9 @@ class Doctor:
             source = self.run.prepared.validation
             guess = source.guess if isinstance(source, Windows) else math.log(vocabulary_size(self.teacher) or 1)
             return self._judged(known["loss"] < guess, shown)
+        if space.problem_type == SEGMENTATION:
+            # One class everywhere reaches its own share of the pixels, divided by the number of classes.
+            return self._judged(known["mean_iou"] > 1 / len(space.names), shown)
         if space.problem_type != SINGLE:
             return GOOD, shown
         chance = float(torch.bincount(data.validation.labels).max()) / rows

@@ -107,10 +107,16 @@ class Draws:
             [padded[row, :, top : top + height, left : left + width] for row, (top, left) in enumerate(corners)]
         )
 
-    def of_image(self, row: int, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    def of_image(
+        self,
+        row: int,
+        image: Image.Image,
+        size: tuple[int, int],
+        resampling: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> Image.Image:
         """Crop and flip one image; a resized crop comes out at `size` (width, height)."""
         if RESIZED_CROP in self.kinds:
-            image = image.resize(size, Image.Resampling.BICUBIC, box=self._box(row, image))
+            image = image.resize(size, resampling, box=self._box(row, image))
         if CROP in self.kinds:
             down, across = image.height // PADDING, image.width // PADDING
             top = int(self.places[row, 0] * (2 * down + 1)) - down

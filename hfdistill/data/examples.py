@@ -57,6 +57,7 @@ class Examples(Dataset[dict[str, Tensor]]):
             prefix + name: value
             for prefix, view in self.views.items()
             for name, value in self.source.batch(rows, view, draws).items()
+            if not prefix or name not in PART_LABELS  # labels of parts are those that the student's view shows
         }
         if self.labels is None:
             return batch

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,16 +151,26 @@ def _processed(dataset: datasets.Dataset, column: str, view: ImageView, bar: Pro
 
 def read_image(dataset: datasets.Dataset, column: str, row: int, mode: str) -> Image.Image:
     """The image of a row in a colour mode. Errors: HfDistillError naming the row of a file that is no image."""
+    with reading(row, column):
+        return in_mode(dataset[row][column], column, row, mode)
+
+
+@contextmanager
+def reading(row: int, *columns: str) -> Iterator[None]:
+    """Turns what a file that is no image raises into an error that names the row."""
     try:
-        image = dataset[row][column]
-        if image is None:
-            raise HfDistillError(f"Row {row} has no image in {column!r}; remove the row.")
-        converted: Image.Image = image.convert(mode)
+        yield
     except (UnidentifiedImageError, OSError) as error:
         raise HfDistillError(
-            f"Row {row} of {column!r} cannot be read as an image ({error}); mend or remove it."
+            f"Row {row} of {' and '.join(map(repr, columns))} cannot be read as an image ({error}); mend or remove it."
         ) from error
-    return converted
+
+
+def in_mode(image: Image.Image | None, column: str, row: int, mode: str) -> Image.Image:
+    """An image in a colour mode. Errors: HfDistillError naming the row where there is none."""
+    if image is None:
+        raise HfDistillError(f"Row {row} has no image in {column!r}; remove the row.")
+    return image.convert(mode)
 
 
 def shrunk(processor: Any, size: tuple[int, int]) -> Any:

@@ -13,6 +13,7 @@ from hfdistill.data.language import MaskedText, RunningText
 from hfdistill.data.questions import TASK as ANSWERING
 from hfdistill.data.questions import Questions
 from hfdistill.data.recordings import SpokenClasses
+from hfdistill.data.regions import Regions
 from hfdistill.data.tags import TASK as TAGGING
 from hfdistill.data.tags import TaggedWords
 from hfdistill.data.texts import TextRows
@@ -22,6 +23,7 @@ from hfdistill.recipe import DataSection, RecipeError
 # By what is read and by data.task; no task means a label for the whole example.
 KINDS: dict[tuple[str, str | None], type[Kind]] = {
     (IMAGE, None): Images,
+    (IMAGE, "semantic_segmentation"): Regions,
     (TEXT, None): TextRows,
     (TEXT, "causal_lm"): RunningText,
     (TEXT, "masked_lm"): MaskedText,

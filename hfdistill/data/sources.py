@@ -21,7 +21,7 @@ BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-DIGITS, PYDOC_TOPICS = "digits", "pydoc_topics"
+DIGITS, DIGIT_SCENES, PYDOC_TOPICS = "digits", "digit_scenes", "pydoc_topics"
 """The embedded data sets."""
 
 
@@ -90,6 +90,10 @@ def _loaded(section: DataSection) -> datasets.DatasetDict | datasets.Dataset:
         from hfdistill.data.digits import digits
 
         return digits()
+    if section.dataset == DIGIT_SCENES:
+        from hfdistill.data.scenes import digit_scenes
+
+        return digit_scenes()
     if section.dataset == PYDOC_TOPICS:
         from hfdistill.data.pydoc_topics import pydoc_topics
 

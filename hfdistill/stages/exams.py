@@ -8,12 +8,14 @@ from hfdistill.data.labels import WHOLE_TASKS
 from hfdistill.stages.answers import answered
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.outcome import predictions
+from hfdistill.stages.regions import region_scores
 from hfdistill.stages.scores import token_scores
 from hfdistill.stages.transcripts import frame_scores, written_scores
 
 EXAMS: dict[str, Callable[[Exam], Outcome]] = {
     **dict.fromkeys(WHOLE_TASKS, predictions),
     **dict.fromkeys(("causal_lm", "masked_lm", "token_classification"), token_scores),
+    "semantic_segmentation": region_scores,
     "question_answering": answered,
     "ctc": frame_scores,
     "speech_seq2seq": written_scores,
