@@ -99,10 +99,13 @@ def _size(model: Model, folder: Path | None) -> dict[str, int]:
     stored = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if isinstance(model, PeftModel):
         # The head that was there before its trained copy is no part of the student.
-        used = [value for name, value in model.named_parameters() if ".original_module." not in name]
+        named = list(model.named_parameters())
+        replaced = sum(value.numel() for name, value in named if ".original_module." in name)
+        used = [value for name, value in named if ".original_module." not in name]
+        trained, every = model.get_nb_trainable_parameters()  # knows those that lie two to a byte
         return {
-            "parameters": sum(value.numel() for value in used),
-            "trained_parameters": sum(value.numel() for value in used if value.requires_grad),
+            "parameters": every - replaced,
+            "trained_parameters": trained,
             "bytes": sum(value.numel() * value.element_size() for value in used),
         }
     return {"parameters": parameter_count(model), "bytes": stored if folder is None else saved_bytes(folder)}
