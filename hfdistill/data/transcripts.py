@@ -243,7 +243,7 @@ class SpokenTexts(TranscriptKind):
         super().__init__(train, section, *more)
 
     def tokenizer(self, section: TeacherSection | StudentSection) -> Any | None:
-        """The tokenizer that a section names, told the language and the task of `data.generation` if it is Whisper's."""
+        """The tokenizer that a section names, told language and task of `data.generation` if it is Whisper's."""
         found = super().tokenizer(section)
         options = self.section.generation or {}
         given = {name: options[name] for name in LANGUAGE if options.get(name) is not None}

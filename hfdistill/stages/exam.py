@@ -36,7 +36,8 @@ class Exam:
     """A model, the split it is asked about, and its teacher, unless it is the teacher itself.
 
     `writes` says whether a model that can write texts does so, which takes most of the time; else it is scored on the
-    given ones alone.
+    given ones alone. `processors` are the model's and the teacher's: where their vocabularies differ, they tell which
+    tokens are the same.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class Exam:
     config: DistillationConfig
     bar: Progress = without_bar
     writes: bool = True
+    processors: tuple[Any, Any] = (None, None)
 
     @property
     def space(self) -> LabelSpace:

@@ -208,7 +208,12 @@ class Run:
 
         def outcome(split: str) -> Outcome:
             teacher = None if stage.name == TEACHER else self.teacher()
-            return outcome_of(Exam(model, teacher, self.prepared, split, config, self.reporter.bar))
+            student_view, teacher_view = self.views
+            own = teacher_view if stage.name == TEACHER else student_view
+            processors = (own.processor, teacher_view.processor)
+            return outcome_of(
+                Exam(model, teacher, self.prepared, split, config, self.reporter.bar, processors=processors)
+            )
 
         test = outcome("test")
         validation = test if self.data.test is self.data.validation else outcome("validation")

@@ -54,6 +54,8 @@ def scored(exam: Exam, sums: BatchSums) -> Scores:
         config,
         teacher_model=exam.teacher,
         objective=Objective([TaskLoss()]) if exam.teacher is None else None,
+        processing_class=exam.processors[0],
+        teacher_processing_class=exam.processors[1],
         eval_dataset=examples,
         data_collator=whole_batch,
     )
@@ -90,7 +92,7 @@ def batch_sums(context: StepContext, examples: int, names: Sequence[str]) -> dic
         followed = taught.argmax(-1)
         teacher_right = labelled & (followed == rows.labels)
         sums |= {
-            "kl_sum": add(forward_kl(logits, taught, temperature=1.0)),
+            "kl_sum": add(forward_kl(logits[:, : task.compared], taught, temperature=1.0)),
             "agree": add(decided == followed),
             "compared": add(torch.ones_like(decided)),
             "teacher_wrong_student_right": add(right & ~teacher_right),

@@ -88,7 +88,7 @@ def _frame_sums(context: StepContext, examples: int) -> dict[str, Tensor]:
         return values.double().where(valid, 0).reshape(examples, -1).sum(1)
 
     return sums | {
-        "kl_sum": add(forward_kl(own, taught, temperature=1.0)),
+        "kl_sum": add(forward_kl(own[:, : context.task.compared], taught, temperature=1.0)),
         "agree": add(own.argmax(-1) == taught.argmax(-1)),
         "compared": add(valid),
     }
