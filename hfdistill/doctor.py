@@ -191,7 +191,7 @@ class Doctor:
         )
 
     def _inputs(self) -> tuple[str, str]:
-        example = self.run.prepared.student_train()[0]
+        example = self.run.prepared.student_train().__getitems__([0])
         views = self.trainer.views
         given = {STUDENT: views.student(example), TEACHER: views.teacher(example)}
         read = {name: ", ".join(key for key in each if key != "use_cache") for name, each in given.items()}

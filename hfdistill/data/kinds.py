@@ -16,6 +16,8 @@ from hfdistill.data.recordings import SpokenClasses
 from hfdistill.data.regions import Regions
 from hfdistill.data.tags import TASK as TAGGING
 from hfdistill.data.tags import TaggedWords
+from hfdistill.data.text_to_text import TASK as WRITING
+from hfdistill.data.text_to_text import TextToText
 from hfdistill.data.texts import TextRows
 from hfdistill.data.transcripts import SpokenCharacters, SpokenTexts
 from hfdistill.recipe import DataSection, RecipeError
@@ -32,6 +34,7 @@ KINDS: dict[tuple[str, str | None], type[Kind]] = {
     (AUDIO, "ctc"): SpokenCharacters,
     (AUDIO, "seq2seq_lm"): SpokenTexts,
     (TEXT, ANSWERING): Questions,
+    (TEXT, WRITING): TextToText,
 }
 
 

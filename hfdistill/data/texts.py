@@ -152,7 +152,7 @@ def text_source(
 ) -> Texts:
     """Tokenise one text column, or two as pairs."""
     texts = [texts_of(dataset, column) for column in columns]
-    return Texts({name: _tokens(texts, view, bar) for name, view in views.items()})
+    return Texts({name: tokenised(texts, view, bar) for name, view in views.items()})
 
 
 def texts_of(dataset: datasets.Dataset, column: str) -> list[str]:
@@ -166,7 +166,8 @@ def texts_of(dataset: datasets.Dataset, column: str) -> list[str]:
     return texts
 
 
-def _tokens(texts: Sequence[list[str]], view: TextView, bar: Progress) -> Tokens:
+def tokenised(texts: Sequence[list[str]], view: TextView, bar: Progress) -> Tokens:
+    """One column of texts as tokens, or two as pairs."""
     pieces: dict[str, list[NDArray[np.int32]]] = {}
     lengths: list[int] = []
     for start in bar(range(0, len(texts[0]), CHUNK), "Tokenising"):

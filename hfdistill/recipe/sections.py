@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from hfdistill.recipe.adapters import adapters_of
+from hfdistill.recipe.generation import check_generation
 from hfdistill.recipe.objective import terms_of
 from hfdistill.recipe.training import training_settings
 from hfdistill.recipe.values import RecipeError, converted, unknown_key
@@ -188,6 +189,7 @@ class DataSection:
         self._check_task()
         self._check_parts_of_images()
         self._check_recordings()
+        self._check_written_texts()
         for name in ("validation_fraction", "test_fraction", "mask_probability"):
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction < 1:
@@ -241,6 +243,21 @@ class DataSection:
                 "max_train_samples."
             )
         raise RecipeError(f"data.labelled: the text itself is the label of {self.task}; set max_train_samples.")
+
+    def _check_written_texts(self) -> None:
+        answering, writing = "question_answering", "seq2seq_lm"
+        keys = {
+            "doc_stride": (self.doc_stride != 128, answering),
+            "max_answer_length": (self.max_answer_length != 30, answering),
+            "max_target_length": (self.max_target_length != 128, writing),
+            "prefix": (self.prefix != "", writing),
+            "generation": (self.generation != {}, writing),
+        }
+        for key, (given, task) in keys.items():
+            if given and self.task != task:
+                raise RecipeError(f"data.{key}: it is for data.task {task}, and data.task is {self.task}.")
+        if self.generation:
+            check_generation(self.generation)
 
     def _check_recordings(self) -> None:
         if self.max_seconds is not None:

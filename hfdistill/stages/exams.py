@@ -11,6 +11,7 @@ from hfdistill.stages.outcome import predictions
 from hfdistill.stages.regions import region_scores
 from hfdistill.stages.scores import token_scores
 from hfdistill.stages.transcripts import frame_scores, written_scores
+from hfdistill.stages.texts import text_scores
 
 EXAMS: dict[str, Callable[[Exam], Outcome]] = {
     **dict.fromkeys(WHOLE_TASKS, predictions),
@@ -19,6 +20,7 @@ EXAMS: dict[str, Callable[[Exam], Outcome]] = {
     "question_answering": answered,
     "ctc": frame_scores,
     "speech_seq2seq": written_scores,
+    "seq2seq_lm": text_scores,
 }
 
 

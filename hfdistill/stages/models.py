@@ -59,6 +59,8 @@ def _made_config(settings: Mapping[str, Any], path: str) -> PreTrainedConfig:
             f"{path}.model_type: there is no model type {model_type!r}{nearest(model_type, CONFIG_MAPPING)}"
         ) from error
     allowed = {*default.to_dict(), *default.attribute_map, *inspect.signature(type(default).__init__).parameters}
+    if default.is_encoder_decoder:
+        allowed.add("decoder_start_token_id")  # T5's forward reads it, and its config does not declare it
     for key in options:
         if key not in allowed:
             raise unknown_key(f"{path}.{key}", allowed - {"self", "kwargs"})

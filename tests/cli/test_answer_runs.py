@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from transformers import AutoModelForQuestionAnswering
 
 from hfdistill import HfDistillError
 from hfdistill.doctor import diagnose
+from hfdistill.measure import speeds
 from hfdistill.metrics_text import answer_scores
 from hfdistill.recipe import load_recipe
-from hfdistill.stages import Reporter, run_recipe
+from hfdistill.stages import Reporter, run, run_recipe
 from tests.cli.test_token_runs import BERT, TRAINING, tokenizer_folder
 from tests.recipes import inputs
 
@@ -26,6 +28,7 @@ from tests.recipes import inputs
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(run, "speeds", functools.partial(speeds, repetitions=1, warmup=0))
 
 
 def questions(rows: int, seed: int) -> datasets.Dataset:
