@@ -45,7 +45,7 @@ class ClassMatches:
 
 
 def matches(detections: NDArray[Any], gold: NDArray[Any], images: int) -> list[ClassMatches]:
-    """The matches of each class that has an object, by COCO's rules.
+    """The matches of each class that is there, by COCO's rules.
 
     `detections` is `(n, 7)`: image, class, score, x0, y0, x1, y1; `gold` is `(m, 7)`: image, class, crowd (0 or 1),
     x0, y0, x1, y1; images are counted from 0 to `images - 1`.
@@ -57,7 +57,7 @@ def matches(detections: NDArray[Any], gold: NDArray[Any], images: int) -> list[C
         raise missing_extra("pycocotools", "detection", "The mean average precision") from error
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
         evaluator = COCOeval(_annotations(gold, images, "iscrowd"), _annotations(detections, images, "score"), "bbox")
-        evaluator.params.catIds = np.unique(gold[gold[:, 2] == 0, 1]).astype(int).tolist()
+        evaluator.params.catIds = np.unique(gold[:, 1]).astype(int).tolist()
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [_ANY_SIZE], ["all"]
         evaluator.params.maxDets = [MOST_DETECTIONS]
         evaluator.evaluate()

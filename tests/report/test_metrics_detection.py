@@ -37,6 +37,12 @@ def test_two_images_by_hand() -> None:
     assert mean_average_precision(DETECTIONS, GOLD + np.array([0, 0, 0, 100, 100, 100, 100]), 2)["map"] == 0
 
 
+def test_boxes_are_two_corners() -> None:
+    # An object of 20 times 20 and a detection of 20 times 15.4 in it: found at the six overlaps up to 0.75.
+    values = mean_average_precision(np.array([[0, 0, 0.5, 10, 30, 30, 45.4]]), np.array([[0, 0, 0, 10, 30, 30, 50]]), 1)
+    assert values == pytest.approx({"map": 6 / 10, "map_50": 1, "map_75": 1})
+
+
 def test_what_does_not_count() -> None:
     crowd = np.array([[1, 4, 1, 100, 100, 200, 200]])
     inside = np.array([[1, 4, 0.95, 110, 110, 120, 120]])
