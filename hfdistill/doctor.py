@@ -14,6 +14,7 @@ import torch
 from hfdistill import contract
 from hfdistill.data import STUDENT, TEACHER, whole_batch
 from hfdistill.data.labels import SINGLE
+from hfdistill.data.objects import TASK as DETECTION
 from hfdistill.data.regions import TASK as SEGMENTATION
 from hfdistill.data.windows import Windows
 from hfdistill.errors import HfDistillError
@@ -40,6 +41,8 @@ TRAIN_ROWS, EVALUATION_ROWS = 512, 256
 """Rows that are looked at: enough to tell a teacher from chance."""
 ESSENTIAL = ("data", "teacher", "student", "classes", "objective")
 """Without these there is nothing to look at further."""
+SEES = 0.01
+"""A mean average precision that a detector does not reach by chance."""
 UNEVEN = 100.0
 """A term whose gradient is so many times another's drowns it."""
 
@@ -218,6 +221,8 @@ class Doctor:
         if space.problem_type == SEGMENTATION:
             # One class everywhere reaches its own share of the pixels, divided by the number of classes.
             return self._judged(known["mean_iou"] > 1 / len(space.names), shown)
+        if space.problem_type == DETECTION:
+            return self._judged(known["map"] > SEES, shown)
         if space.problem_type != SINGLE:
             return GOOD, shown
         chance = float(torch.bincount(data.validation.labels).max()) / rows

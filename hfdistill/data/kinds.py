@@ -12,6 +12,7 @@ from hfdistill.data.kind import Kind
 from hfdistill.data.language import MaskedText, RunningText
 from hfdistill.data.questions import TASK as ANSWERING
 from hfdistill.data.questions import Questions
+from hfdistill.data.objects import Objects
 from hfdistill.data.recordings import SpokenClasses
 from hfdistill.data.regions import Regions
 from hfdistill.data.tags import TASK as TAGGING
@@ -26,6 +27,7 @@ from hfdistill.recipe import DataSection, RecipeError
 KINDS: dict[tuple[str, str | None], type[Kind]] = {
     (IMAGE, None): Images,
     (IMAGE, "semantic_segmentation"): Regions,
+    (IMAGE, "object_detection"): Objects,
     (TEXT, None): TextRows,
     (TEXT, "causal_lm"): RunningText,
     (TEXT, "masked_lm"): MaskedText,

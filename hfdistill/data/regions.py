@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,6 +20,7 @@ from hfdistill.data.changes import CROP, FLIP, RESIZED_CROP, Draws
 from hfdistill.data.images import ImageView, image_view, in_mode, read_image, reading
 from hfdistill.data.kind import Kind, SourceRequest
 from hfdistill.data.labels import UNLABELLED, LabelSpace, check_columns
+from hfdistill.data.names import given_names
 from hfdistill.data.processors import fitting_processor, processor_name
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection, RecipeError, StudentSection, TeacherSection
@@ -201,45 +200,6 @@ def _content(file: Mapping[str, Any]) -> bytes:
         return bytes(file["bytes"])
     path = Path(file["path"])
     return path.read_bytes() if path.is_file() else str(file["path"]).encode()
-
-
-def given_names(given: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of data.class_names in order of their numbers: as they are, or from a json file, here or on the Hub.
-
-    Errors: RecipeError for a file that is not there, or that holds neither a list nor a mapping of numbers to names.
-    """
-    if not isinstance(given, str):
-        return tuple(given)
-    file = Path(given).expanduser()
-    if not file.is_file():
-        file = _from_hub(given)
-    try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(names, Mapping):
-            places = {int(number): name for number, name in names.items()}
-            names = [places[number] for number in range(len(places))]
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(
-            f"data.class_names: {given} cannot be read ({error}); expected a json file with a list of names, or with "
-            "a mapping from 0, 1, 2, ... to names."
-        ) from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RecipeError(f"data.class_names: {given} holds {type(names).__name__}; expected a list of names.")
-    return tuple(names)
-
-
-def _from_hub(name: str) -> Path:
-    owner, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    if name.startswith((".", "/", "~")) or not file:
-        raise RecipeError(f"data.class_names: there is no file {name}; expected one, or owner/name/file.json.")
-    try:
-        return Path(hf_hub_download(f"{owner}/{repository}", file, repo_type="dataset"))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(
-            f"data.class_names: {name} is neither a file here nor one of a data set that can be reached: {reason}"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hfdistill.data.labels import WHOLE_TASKS
 from hfdistill.stages.answers import answered
+from hfdistill.stages.detections import detections
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.outcome import predictions
 from hfdistill.stages.regions import region_scores
@@ -17,6 +18,7 @@ EXAMS: dict[str, Callable[[Exam], Outcome]] = {
     **dict.fromkeys(WHOLE_TASKS, predictions),
     **dict.fromkeys(("causal_lm", "masked_lm", "token_classification"), token_scores),
     "semantic_segmentation": region_scores,
+    "object_detection": detections,
     "question_answering": answered,
     "ctc": frame_scores,
     "speech_seq2seq": written_scores,

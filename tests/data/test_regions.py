@@ -18,7 +18,8 @@ from hfdistill import HfDistillError
 from hfdistill.data import Examples
 from hfdistill.data.changes import Changes
 from hfdistill.data.kind import SourceRequest
-from hfdistill.data.regions import DiskRegions, MemoryRegions, Regions, RegionView, given_names, ignored_label
+from hfdistill.data.names import given_names
+from hfdistill.data.regions import DiskRegions, MemoryRegions, Regions, RegionView, ignored_label
 from hfdistill.recipe import DataSection, RecipeError, StudentSection
 
 
