@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
 
@@ -261,8 +262,12 @@ def _input_settings(model: PreTrainedModel | ZeroShotTeacher) -> tuple[str, dict
 
 IMAGE_SETTINGS = (
     "do_resize", "size", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
-    "image_std", "do_convert_rgb",
+    "image_std", "do_convert_rgb", "resample",
 )  # fmt: skip
+
+
+PARTS = ("image_processor", "feature_extractor", "tokenizer")
+"""What a processor of several kinds of input is made of."""
 
 
 def processing_differences(student: Any, teacher: Any) -> list[str]:
@@ -275,7 +280,11 @@ def processing_differences(student: Any, teacher: Any) -> list[str]:
             f"{setting} {ours.get(setting)} against {theirs.get(setting)}"
             for setting in IMAGE_SETTINGS
             if _plain(ours.get(setting)) != _plain(theirs.get(setting))
+            and (setting != "resample" or ours.get("do_resize") or theirs.get("do_resize"))
         ]
+    if isinstance(student, ProcessorMixin) and isinstance(teacher, ProcessorMixin):
+        parts = [(vars(student).get(name), vars(teacher).get(name)) for name in PARTS]
+        return [line for ours, theirs in parts if ours or theirs for line in processing_differences(ours, theirs)]
     both_hear = isinstance(student, FeatureExtractionMixin) and isinstance(teacher, FeatureExtractionMixin)
     if both_hear and type(student) is type(teacher):
         ours, theirs = _sound_settings(student), _sound_settings(teacher)

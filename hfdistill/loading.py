@@ -11,8 +11,16 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -90,6 +98,8 @@ def processing_class_beside(name: str, revision: str | None, like: Any) -> Any:
         auto_class: Any = AutoTokenizer
     elif isinstance(like, BaseImageProcessor):
         auto_class = AutoImageProcessor
+    elif isinstance(like, ProcessorMixin):
+        auto_class = AutoProcessor
     else:
         return None
     try:

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hfdistill.contract import bare
 from hfdistill.errors import HfDistillError
 from hfdistill.tasks import Classes, Task, Tokens, task_of
 from hfdistill.tasks.layouts import output_field
+from hfdistill.tasks.pairs import text_options
 
 TEACHER_PREFIX = "teacher_"
 # What padding-free collators add to position_ids, for attention (and state-space) kernels.
@@ -59,6 +61,10 @@ class Views:
         self._models = {"student": student, "teacher": teacher}
         # Brings the student's token ids to the teacher's, where they differ.
         self.translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def model(self, role: str) -> nn.Module | None:
+        """The student or the teacher."""
+        return self._models[role]
 
     @property
     def columns(self) -> list[str]:
@@ -146,11 +152,12 @@ def as_mapping(outputs: Any, logits: torch.Tensor, task: Task) -> Mapping[str, A
 
 
 class RawCollator:
-    """Makes both models' tensors from raw examples: one image or text, seen through one processor or two.
+    """Makes both models' tensors from raw examples: image, text or both, seen through one processor or two.
 
     The student's tensors are made where the examples do not hold them already; the teacher gets its own only where
     `teacher_processing_class` is given, since it would do something else than the student's. Raw columns are those in
     `columns`, or else those that hold PIL images, or else those that hold strings; two of these are a pair, in order.
+    A whole processor (CLIPProcessor, ...) reads one column of images and one of texts.
     """
 
     def __init__(
@@ -176,10 +183,10 @@ class RawCollator:
         if has_inputs:
             batch = dict(self.collator(rest))
         else:
-            batch = dict(processed(self.student_processing_class, examples, raw))
+            batch = dict(processed(self.student_processing_class, examples, raw, self.views.model("student")))
             batch.update(_labels(rest))
         if self.teacher_processing_class is not None:
-            own = processed(self.teacher_processing_class, examples, raw)
+            own = processed(self.teacher_processing_class, examples, raw, self.views.model("teacher"))
             batch.update({TEACHER_PREFIX + key: value for key, value in own.items()})
         return batch
 
@@ -193,7 +200,11 @@ class RawCollator:
                 )
             return list(self.columns)
         images = [key for key, value in example.items() if _is_image(value)]
-        found = images or [key for key, value in example.items() if isinstance(value, str)]
+        texts = [key for key, value in example.items() if isinstance(value, str)]
+        classes = (self.student_processing_class, self.teacher_processing_class)
+        if any(isinstance(each, ProcessorMixin) for each in classes):
+            return _one_of_each(images, texts)
+        found = images or texts
         if not found:
             raise HfDistillError(
                 "teacher_processing_class needs the raw image or text, and the examples hold only "
@@ -208,19 +219,42 @@ class RawCollator:
         return found
 
 
-def processed(processing_class: Any, examples: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> BatchFeature:
-    """One padded batch of tensors from raw columns."""
+def _one_of_each(images: Sequence[str], texts: Sequence[str]) -> list[str]:
+    if len(images) != 1 or len(texts) != 1:
+        raise HfDistillError(
+            f"A processor of images and texts came, and the examples hold images in {', '.join(images) or 'no column'} "
+            f"and texts in {', '.join(texts) or 'no column'}; expected one of each. Name the two that the models read "
+            "in DistillationConfig(input_columns=[...])."
+        )
+    return [images[0], texts[0]]
+
+
+def processed(
+    processing_class: Any, examples: Sequence[Mapping[str, Any]], columns: Sequence[str], model: nn.Module | None
+) -> BatchFeature:
+    """One padded batch of tensors from raw columns, for a model."""
+    if isinstance(processing_class, ProcessorMixin):
+        images = [column for column in columns if _is_image(examples[0][column])]
+        image, text = _one_of_each(images, [column for column in columns if column not in images])
+        whole: Any = processing_class
+        options = text_options(bare(model), whole.tokenizer) if model is not None else {"padding": True}
+        both: BatchFeature = whole(
+            images=[example[image] for example in examples],
+            text=[str(example[text]) for example in examples],
+            return_tensors="pt",
+            **options,
+        )
+        return both
     if isinstance(processing_class, PreTrainedTokenizerBase):
         texts = [[str(example[column]) for example in examples] for column in columns]
         batch: BatchFeature = processing_class(*texts, padding=True, truncation=True, return_tensors="pt")
         return batch
     if isinstance(processing_class, BaseImageProcessor):
-        images = [example[columns[0]] for example in examples]
-        views: BatchFeature = processing_class(images, return_tensors="pt")
+        views: BatchFeature = processing_class([example[columns[0]] for example in examples], return_tensors="pt")
         return views
     raise HfDistillError(
-        f"A processor of type {type(processing_class).__name__} came; expected a tokenizer or an image processor. For "
-        f"other inputs give the teacher's tensors in columns with the prefix {TEACHER_PREFIX!r}."
+        f"A processor of type {type(processing_class).__name__} came; expected a tokenizer, an image processor or a "
+        f"processor of both. For other inputs give the teacher's tensors in columns with the prefix {TEACHER_PREFIX!r}."
     )
 
 

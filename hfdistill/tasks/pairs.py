@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hfdistill.errors import HfDistillError
 from hfdistill.rows import BatchRows, Rows
@@ -80,6 +81,16 @@ def pairwise_sigmoid(logits: torch.Tensor, labels: torch.Tensor, label_smoothing
 def scores_by_sigmoid(model: nn.Module) -> bool:
     """Whether a dual encoder scores each pair by itself (SigLIP), which takes a bias, and not by softmax (CLIP)."""
     return any(name == "logit_bias" for name, _ in model.named_parameters())
+
+
+def text_options(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """How a tokenizer brings texts to one length for a dual encoder, by its arguments' names."""
+    if not isinstance(model, PreTrainedModel):
+        return {"padding": True, "truncation": True}
+    longest = model.config.get_text_config().to_dict().get("max_position_embeddings", tokenizer.model_max_length)
+    # SigLIP reads a text at its last place and has learnt it padded to the full length.
+    padding = "max_length" if scores_by_sigmoid(model) else "longest"
+    return {"padding": padding, "truncation": True, "max_length": min(tokenizer.model_max_length, longest)}
 
 
 def pair_width(model: nn.Module) -> int | None:

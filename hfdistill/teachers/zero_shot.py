@@ -20,7 +20,7 @@ from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokeni
 from hfdistill.errors import HfDistillError
 from hfdistill.tasks import Classes, Examples, Task, architecture_task
 from hfdistill.tasks.label_losses import wide
-from hfdistill.tasks.pairs import scores_by_sigmoid
+from hfdistill.tasks.pairs import scores_by_sigmoid, text_options
 
 NO_NAME = re.compile(r"LABEL_\d+", re.IGNORECASE)
 TEXTS_AT_ONCE = 256
@@ -145,13 +145,8 @@ class ZeroShotTeacher(nn.Module):
         return normalize(total, dim=-1)
 
     def _tokens(self, texts: list[str]) -> BatchEncoding:
-        settings = self.model.config.get_text_config().to_dict()
-        longest = min(self.tokenizer.model_max_length, settings["max_position_embeddings"])
-        # SigLIP reads a text at its last place and has learnt it padded to the full length.
-        padding = "max_length" if scores_by_sigmoid(self.model) else "longest"
-        tokens: BatchEncoding = self.tokenizer(
-            texts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"
-        )
+        options = text_options(self.model, self.tokenizer)
+        tokens: BatchEncoding = self.tokenizer(texts, return_tensors="pt", **options)
         return tokens
 
 
