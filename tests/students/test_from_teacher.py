@@ -160,7 +160,6 @@ def test_layers_that_the_teacher_lacks_are_refused(layers: int | list[int], mess
         ("convnext", {}, "stages of different shapes"),
         ("mobilenet_v2", {}, "no num_hidden_layers"),
         ("Albert", {"embedding_size": 16}, "no list of its modules has one entry for each of the 4 layers"),
-        ("Bart", {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}, "an encoder and a decoder"),
     ],
 )
 def test_models_without_a_stack_of_like_layers_are_refused(
