@@ -31,15 +31,28 @@ LONGEST = 100_000
 
 @dataclass(frozen=True)
 class TextView:
-    """How one model reads a text: its tokenizer and the most tokens that it takes."""
+    """How one model reads a text: its tokenizer and the most tokens that it takes.
+
+    `own` is the model's own tokenizer, where another that gives the same tokens makes further inputs of them.
+    """
 
     tokenizer: Any
     max_length: int
+    own: Any = None
 
     @property
     def processor(self) -> Any:
-        """The tokenizer."""
-        return self.tokenizer
+        """The tokenizer that is saved beside the model."""
+        return self.tokenizer if self.own is None else self.own
+
+    def shared_with(self, teacher: TextView) -> TextView:
+        """The same view with the teacher's tokenizer, where that tells more of the same tokens.
+
+        DistilBERT's knows nothing of the two parts of a pair, and a BERT that teaches it has to be told of them.
+        """
+        names = set(self.tokenizer.model_input_names)
+        more = names < set(teacher.tokenizer.model_input_names) and not self.differences(teacher)
+        return TextView(teacher.tokenizer, self.max_length, self.tokenizer) if more else self
 
     def differences(self, other: TextView) -> list[str]:
         """In words what the other view does differently."""
@@ -61,7 +74,8 @@ class TextKind(Kind):
         teacher: TextView | None = None,
     ) -> TextView:
         """With the model's own tokenizer if it has one, or else the teacher's."""
-        return text_view(section, config, self.section.max_length or self.longest, teacher)
+        found = text_view(section, config, self.section.max_length or self.longest, teacher)
+        return found if teacher is None else found.shared_with(teacher)
 
 
 class TextRows(TextKind):

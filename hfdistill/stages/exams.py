@@ -11,8 +11,8 @@ from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.outcome import predictions
 from hfdistill.stages.regions import region_scores
 from hfdistill.stages.scores import token_scores
-from hfdistill.stages.transcripts import frame_scores, written_scores
 from hfdistill.stages.texts import text_scores
+from hfdistill.stages.transcripts import frame_scores, written_scores
 
 EXAMS: dict[str, Callable[[Exam], Outcome]] = {
     **dict.fromkeys(WHOLE_TASKS, predictions),

@@ -13,7 +13,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForQuestionAnswering
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+)
 
 from hfdistill import HfDistillError
 from hfdistill.doctor import diagnose
@@ -31,24 +36,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "speeds", functools.partial(speeds, repetitions=1, warmup=0))
 
 
-def questions(rows: int, seed: int) -> datasets.Dataset:
-    """What follows a letter in a row of letters? Every fourth question is about a letter that is not there."""
-    generator = np.random.default_rng(seed)
-    columns: dict[str, list[Any]] = {"question": [], "context": [], "answers": []}
-    for row in range(rows):
-        letters = generator.permutation(list("abcdefghijkl"))
-        place = int(generator.integers(0, 8))
-        there = row % 4 > 0
-        columns["context"].append(" ".join(letters[:9]))
-        columns["question"].append(letters[place if there else 10])
-        found = {"text": [letters[place + 1]], "answer_start": [2 * place + 2]} if there else None
-        columns["answers"].append(found or {"text": [], "answer_start": []})
-    return datasets.Dataset.from_dict(columns)
-
-
 def recipe_file(folder: Path, **data: Any) -> Path:
     rows = {"train": 40, "validation": 12, "test": 14}
-    splits = {name: questions(count, seed) for seed, (name, count) in enumerate(rows.items())}
+    splits = {name: inputs.questions(count, seed) for seed, (name, count) in enumerate(rows.items())}
     words = tokenizer_folder(folder / "words")
     whole = {
         "teacher": {"config": BERT, "processor": words, "finetune": {"max_steps": 12}},
@@ -120,6 +110,25 @@ def test_the_doctor_looks_at_questions(tmp_path: Path) -> None:
     assert not [check for check in found.values() if check.state == "bad"], found
     assert "places among the tokens" in found["classes"].finding
     assert "exact_match" in found["teacher's knowledge"].finding
+
+
+def test_a_student_whose_tokenizer_knows_no_parts_learns_from_one_that_does(tmp_path: Path) -> None:
+    """DistilBERT gets BERT's tokens, so that BERT reads which of them are the question; its own tokenizer is kept."""
+    tokenizer = inputs.tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    folder = tmp_path / "distilbert"
+    sizes = {"vocab_size": 32, "dim": 8, "hidden_dim": 16, "n_layers": 1, "n_heads": 2}
+    DistilBertForQuestionAnswering(DistilBertConfig(**sizes, max_position_embeddings=40)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    changed = {"student.config": "null", "student.model": str(folder), "control": "false"}
+    made = run.Run(load_recipe(recipe_file(tmp_path), changed), tmp_path / "out", Reporter(silent=True))
+    assert made.prepared.shared
+    batch = made.prepared.student_train().__getitems__([0, 1])
+    assert torch.equal(batch["token_type_ids"][0, :4], torch.tensor([0, 0, 0, 1]))
+    assert made.views[0].processor.model_input_names == ["input_ids", "attention_mask"]
+    run_recipe(made.recipe, tmp_path / "out", Reporter(silent=True))
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out" / "seed-42" / "student")
+    assert saved.model_input_names == ["input_ids", "attention_mask"]
 
 
 def test_two_tokenizers_are_refused(tmp_path: Path) -> None:

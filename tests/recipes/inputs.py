@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
@@ -62,10 +66,18 @@ def token_model_folder(folder: Path, task: str) -> str:
     if task == "causal_lm":
         decoder = GPT2Config(n_embd=16, n_layer=8, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3, **small)
         model: PreTrainedModel = GPT2LMHeadModel(decoder)
+    elif task == "seq2seq_lm":
+        sizes = {"encoder_layers": 2, "decoder_layers": 12, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        ends = {"bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2, "forced_eos_token_id": 3}
+        model = BartForConditionalGeneration(
+            BartConfig(d_model=16, max_position_embeddings=64, **sizes, **heads, **ends, **small)
+        )
     else:
         sizes = {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2, "intermediate_size": 32}
         encoder = BertConfig(**sizes, max_position_embeddings=64, **small)
-        model = BertForMaskedLM(encoder) if task == "masked_lm" else BertForTokenClassification(encoder)
+        heads_of = {"masked_lm": BertForMaskedLM, "question_answering": BertForQuestionAnswering}
+        model = heads_of.get(task, BertForTokenClassification)(encoder)
     model.save_pretrained(folder)
     made = tokenizer()
     made.mask_token = "[UNK]"
@@ -80,6 +92,21 @@ def sentences(rows: int, words: str, tags: str, seed: int = 0) -> datasets.Datas
     return datasets.Dataset.from_dict(
         {words: found, tags: [["B-X" if word in "abc" else "O" for word in each] for each in found]}
     )
+
+
+def questions(rows: int, seed: int = 0) -> datasets.Dataset:
+    """What follows a letter in a row of letters? Every fourth question is about a letter that is not there."""
+    generator = np.random.default_rng(seed)
+    columns: dict[str, list[Any]] = {"question": [], "context": [], "answers": []}
+    for row in range(rows):
+        letters = generator.permutation(list("abcdefghijkl"))
+        place = int(generator.integers(0, 8))
+        there = row % 4 > 0
+        columns["context"].append(" ".join(letters[:9]))
+        columns["question"].append(letters[place if there else 10])
+        found = {"text": [letters[place + 1]], "answer_start": [2 * place + 2]} if there else None
+        columns["answers"].append(found or {"text": [], "answer_start": []})
+    return datasets.Dataset.from_dict(columns)
 
 
 def pictures(rows: int, image: str = "image", label: str = "label", seed: int = 0) -> datasets.Dataset:

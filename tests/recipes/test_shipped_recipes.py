@@ -38,7 +38,13 @@ MODELS: Mapping[str, tuple[str, dict[str, str]]] = {
     "sst2": ("bert", {}),
 }
 """The teacher's stand-in, and what makes the student small; recipes that are not here are small as they are."""
-TOKEN_MODELS = {"conll2003": "token_classification", "wikitext_clm": "causal_lm", "wikitext_mlm": "masked_lm"}
+TOKEN_MODELS = {
+    "cnn_dailymail": "seq2seq_lm",
+    "conll2003": "token_classification",
+    "squad": "question_answering",
+    "wikitext_clm": "causal_lm",
+    "wikitext_mlm": "masked_lm",
+}
 """Teachers with a head over tokens."""
 
 
@@ -63,6 +69,11 @@ def changes(name: str, folder: Path) -> dict[str, str]:
     if name in TOKEN_MODELS:
         found |= {"teacher.model": inputs.token_model_folder(folder / "teacher", TOKEN_MODELS[name])}
         found |= {"data.max_length": "16", "training.gradient_accumulation_steps": "1"}
+    if name == "squad":
+        student = inputs.token_model_folder(folder / "student", "question_answering")
+        found |= {"student.model": student, "data.doc_stride": "2"}
+    if name == "cnn_dailymail":
+        found |= {"data.generation": "{num_beams: 2, max_length: 5}", "data.max_eval_samples": "4"}
     if name == "tiny_lm":
         return found | {"data.max_length": "32", "data.max_train_samples": "4", "data.max_eval_samples": "1"}
     if name == "imagefolder":
@@ -91,6 +102,10 @@ def local_data(recipe: Recipe, folder: Path) -> str:
         assert columns is not None
         made = {name: inputs.sentences(30, columns[0], section.label_column, seed) for seed, name in enumerate(splits)}
         return inputs.data_folder(folder, made)
+    if section.task == "question_answering":
+        return inputs.data_folder(folder, {name: inputs.questions(30, seed) for seed, name in enumerate(splits)})
+    if section.task == "seq2seq_lm" and columns is not None:
+        columns, section = [*columns, str(section.label_column)], replace(section, label_column="unread")
     made = {
         name: inputs.texts(30, columns, section.label_column, seed=seed)
         if columns is not None
