@@ -20,6 +20,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from hfdistill.errors import HfDistillError
 from hfdistill.tasks import Classes, Queries, Task, architecture_task
+from hfdistill.tasks.pixels import Depths
 from hfdistill.teachers import ZeroShotTeacher
 
 GENERIC_NAME = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)
@@ -83,6 +84,8 @@ def class_count(model: nn.Module, task: Task) -> int | None:
     model = bare(model)
     if not isinstance(model, PreTrainedModel) or task.classes in (Classes.PLACES, Classes.COORDINATES):
         return None
+    if isinstance(task.layout, Depths):
+        return 1
     if task.classes is Classes.VOCABULARY:
         return int(model.config.get_text_config(decoder=True).vocab_size)
     classes = model.config.num_labels

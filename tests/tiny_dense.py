@@ -23,7 +23,8 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from hfdistill import DistillationConfig, DistillationTrainer
+from hfdistill import DistillationTrainer
+from tests import by_sgd
 from tests.trainer.trajectory import freeze_batch_norm
 
 SIDE = 32
@@ -147,21 +148,8 @@ def trainer(
     """A trainer of one step of eight examples by SGD."""
     examples = batch(head)
     rows = [{key: value[place] for key, value in examples.items()} for place in range(EXAMPLES)]
-    settings: dict[str, Any] = {
-        "max_steps": 1,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1e9,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 4,
-    }
-    config = DistillationConfig(output_dir=str(folder), alpha=0.6, temperature=2.0, **{**settings, **arguments})
+    own = {"max_steps": 1, "learning_rate": 0.1, "per_device_eval_batch_size": 4, "alpha": 0.6, "temperature": 2.0}
+    config = by_sgd.arguments(folder, **{**own, **arguments})
     return DistillationTrainer(
         student or model(head, seed=1),
         config,
@@ -175,9 +163,4 @@ def trajectory(head: str, folder: Path, **arguments: Any) -> dict[str, torch.Ten
     """Parameters after a training, and every gradient norm and part that it logged, by name."""
     job = trainer(head, folder, **arguments)
     job.train()
-    seen = {name: value.detach().clone() for name, value in job.model.named_parameters()}
-    for row in job.state.log_history:
-        for key in ("grad_norm", "loss/task", "loss/kd"):
-            if key in row:
-                seen[f"step {row['step']} {key}"] = torch.tensor(row[key], dtype=torch.float64)
-    return seen
+    return by_sgd.seen_in(job)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from hfdistill import DistillationTrainer
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import Logits, StepContext
 from hfdistill.losses import bernoulli_kl, logit_mse
@@ -20,7 +21,7 @@ from hfdistill.rows import RowCounts
 from hfdistill.tasks import TASKS, task_of
 from hfdistill.tasks.pixels import scale_invariant_log_error, squared_depth_error
 from hfdistill.teachers import Targets
-from tests import tiny_dense
+from tests import by_sgd, tiny_dense
 from tests.trainer.trajectory import assert_same
 
 SEGMENTATION, DEPTH = TASKS["semantic_segmentation"], TASKS["depth_estimation"]
@@ -218,3 +219,13 @@ def test_labels_out_of_range_stop_the_training(tmp_path: Path) -> None:
 def test_a_loss_that_needs_the_label_of_each_row_is_refused() -> None:
     with pytest.raises(HfDistillError, match="labels of semantic_segmentation are of other rows"):
         Objective([Logits("decoupled_kl")]).check(tiny_dense.CLASSES, SEGMENTATION)
+
+
+def test_a_softmax_over_depths_is_refused_at_once(tmp_path: Path) -> None:
+    """One number a pixel has no distribution, whatever num_labels says."""
+    student, teacher = tiny_dense.model("glpn", seed=1), tiny_dense.model("glpn", seed=2)
+    for loss in ("forward_kl", "dist"):
+        with pytest.raises(HfDistillError, match=rf"{loss} got 1 class\(es\)"):
+            DistillationTrainer(
+                student, by_sgd.arguments(tmp_path), teacher_model=teacher, objective=Objective([Logits(loss)])
+            )

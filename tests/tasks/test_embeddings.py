@@ -23,7 +23,7 @@ from transformers import (
 from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss
 from hfdistill.tasks import TASKS, PooledTokens, Pooling
 from hfdistill.tasks.embeddings import encoder_width
-from tests import tiny
+from tests import by_sgd, tiny
 from tests.trainer.test_views import tokenizer
 from tests.trainer.trajectory import assert_same
 
@@ -52,34 +52,11 @@ def texts(count: int = 24) -> list[dict[str, torch.Tensor]]:
 
 def trainer_of(folder: Path, student: Any, teacher: Any, task: Any = "sentence_embedding", **changes: Any) -> Any:
     """A training by SGD on texts alone."""
-    settings = {
-        "max_steps": 3,
-        "optim": "sgd",
-        "learning_rate": 0.5,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1e9,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 8,
-    }
     objective, data = changes.pop("objective", None), changes.pop("data", None) or texts()
-    config = DistillationConfig(output_dir=str(folder), **{**settings, **changes})
+    config = by_sgd.arguments(folder, **changes)
     return DistillationTrainer(
         student, config, teacher_model=teacher, objective=objective, task=task, train_dataset=data, eval_dataset=data
     )
-
-
-def seen_in(trainer: Any) -> dict[str, torch.Tensor]:
-    """Parameters and every logged part of a training."""
-    seen = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    for row in trainer.state.log_history:
-        for key in ("loss", "grad_norm", "loss/kd"):
-            if key in row:
-                seen[f"step {row['step']} {key}"] = torch.tensor(row[key], dtype=torch.float64)
-    return seen
 
 
 def test_pooling_by_hand() -> None:
@@ -124,7 +101,7 @@ def test_accumulation_changes_nothing(loss: str, tmp_path: Path) -> None:
     pieces = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     cut = trainer_of(tmp_path, encoder(seed=1), encoder(layers=2, seed=2), **changes, **pieces)
     cut.train()
-    assert_same(seen_in(whole), seen_in(cut))
+    assert_same(by_sgd.seen_in(whole), by_sgd.seen_in(cut))
 
 
 def test_a_batch_is_learnt_and_saved(tmp_path: Path) -> None:

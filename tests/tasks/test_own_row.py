@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError
+from hfdistill import DistillationTrainer, HfDistillError
 from hfdistill.losses import forward_kl
 from hfdistill.tasks import Examples, Task
 from hfdistill.tasks.label_losses import cross_entropy
+from tests import by_sgd
 
 ROW = Task("scores", forward_kl, cross_entropy, Examples(output="scores"))
 
@@ -32,20 +33,8 @@ class Scorer(nn.Module):
 def trainer(folder: Path, micro_batch: int, accumulation: int, task: Task | str | None) -> DistillationTrainer:
     generator = torch.Generator().manual_seed(0)
     rows = [{"features": torch.randn(4, generator=generator), "labels": torch.tensor(place % 3)} for place in range(8)]
-    config = DistillationConfig(
-        output_dir=str(folder),
-        max_steps=2,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        optim="sgd",
-        learning_rate=0.5,
-        max_grad_norm=1e9,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
+    cut = {"per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
+    config = by_sgd.arguments(folder, max_steps=2, **cut)
     return DistillationTrainer(
         Scorer(4, 1), config, teacher_model=Scorer(8, 2), task=task, train_dataset=rows, eval_dataset=rows
     )

@@ -16,7 +16,7 @@ from hfdistill.rows import RowCounts
 from hfdistill.tasks import TASKS, task_of
 from hfdistill.tasks.pairs import pair_width
 from hfdistill.teachers import Targets
-from tests import tiny, tiny_pairs
+from tests import by_sgd, tiny, tiny_pairs
 from tests.trainer.trajectory import assert_same
 
 KINDS = ("clip", "siglip")
@@ -25,35 +25,12 @@ SOFTMAX, SIGMOID = TASKS["image_text"], TASKS["image_text_sigmoid"]
 
 def trainer_of(folder: Path, kind: str = "clip", objective: Objective | None = None, **changes: Any) -> Any:
     """A student of one layer and its teacher of two, on 24 pairs without labels, by SGD."""
-    settings = {
-        "max_steps": 3,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1e9,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 8,
-    }
     student = changes.pop("student", None) or tiny_pairs.model(kind, seed=1)
     teacher = changes.pop("teacher", None) or tiny_pairs.model(kind, layers=2, seed=2)
     data = changes.pop("data", None) or tiny_pairs.pairs(24)
     extra = {name: changes.pop(name) for name in ("eval_dataset", "compute_metrics") if name in changes}
-    config = DistillationConfig(output_dir=str(folder), **{**settings, **changes})
+    config = by_sgd.arguments(folder, **{"learning_rate": 0.1, **changes})
     return DistillationTrainer(student, config, teacher_model=teacher, train_dataset=data, objective=objective, **extra)
-
-
-def seen_in(trainer: Any) -> dict[str, torch.Tensor]:
-    """Parameters and every logged part of a training."""
-    seen = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    for row in trainer.state.log_history:
-        for key, value in row.items():
-            if key in ("loss", "grad_norm") or key.startswith("loss/"):
-                seen[f"step {row['step']} {key}"] = torch.tensor(value, dtype=torch.float64)
-    return seen
 
 
 def test_softmax_by_hand() -> None:
@@ -179,7 +156,7 @@ def test_embeddings_do_not_depend_on_the_cut(kind: str, tmp_path: Path) -> None:
     changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     cut = trainer_of(tmp_path, kind, Objective([Embeddings()]), **changes)
     cut.train()
-    assert_same(seen_in(whole), seen_in(cut))
+    assert_same(by_sgd.seen_in(whole), by_sgd.seen_in(cut))
 
 
 def test_a_cut_batch_is_the_mean_of_its_pieces(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from hfdistill import (
     Boxes,
-    DistillationConfig,
     DistillationTrainer,
     HfDistillError,
     Logits,
@@ -28,7 +27,7 @@ from hfdistill.rows import RowCounts
 from hfdistill.tasks import TASKS, Queries, TeacherLogits, task_of
 from hfdistill.tasks.objects import collated
 from hfdistill.teachers import Targets
-from tests import tiny_queries
+from tests import by_sgd, tiny_queries
 from tests.trainer.trajectory import freeze_batch_norm
 
 
@@ -36,15 +35,11 @@ def trainer(
     architecture: str, folder: Path, student: Any = None, teacher: Any = None, objective: Any = None, **arguments: Any
 ) -> DistillationTrainer:
     """A trainer of tiny models on eight pictures."""
-    settings: dict[str, Any] = {
-        "max_steps": 2, "optim": "sgd", "learning_rate": 0.01, "lr_scheduler_type": "constant", "max_grad_norm": 1e9,
-        "logging_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True,
-        "per_device_train_batch_size": 8, "per_device_eval_batch_size": 3,
-    }  # fmt: skip
+    own = {"max_steps": 2, "learning_rate": 0.01, "per_device_eval_batch_size": 3}
     examples = tiny_queries.examples(architecture)
     return DistillationTrainer(
         student or tiny_queries.model(architecture, seed=1),
-        DistillationConfig(output_dir=str(folder), **{**settings, **arguments}),
+        by_sgd.arguments(folder, **{**own, **arguments}),
         teacher_model=teacher or tiny_queries.model(architecture, seed=2),
         objective=objective,
         train_dataset=examples,

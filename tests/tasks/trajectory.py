@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hfdistill import DistillationConfig, DistillationTrainer
+from hfdistill import DistillationTrainer
+from tests import by_sgd
 from tests.tasks import token_models
 from tests.tasks.token_models import Batch, padded
 
@@ -37,20 +38,7 @@ def trained(
     name: str, folder: Path, collator: Collator = padded, student: nn.Module | None = None, **arguments: Any
 ) -> tuple[DistillationTrainer, dict[str, torch.Tensor]]:
     """Train for three optimizer steps of eight examples; parameters, gradient norms and logged parts by name."""
-    settings: dict[str, Any] = {
-        "max_steps": 3,
-        "optim": "sgd",
-        "learning_rate": 0.2,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1e9,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 8,
-    }
-    config = DistillationConfig(output_dir=str(folder), alpha=0.6, temperature=2.0, **{**settings, **arguments})
+    config = by_sgd.arguments(folder, **{"learning_rate": 0.2, "alpha": 0.6, "temperature": 2.0, **arguments})
     trainer = DistillationTrainer(
         student or token_models.model(name, seed=1),
         config,
@@ -59,12 +47,7 @@ def trained(
         data_collator=collator,
     )
     trainer.train()
-    seen = {f"parameter {key}": value.detach().clone() for key, value in trainer.model.named_parameters()}
-    for row in trainer.state.log_history:
-        if "loss" in row:
-            for key in ("loss", "grad_norm", "loss/task", "loss/kd"):
-                seen[f"step {row['step']} {key}"] = torch.tensor(row[key], dtype=torch.float64)
-    return trainer, seen
+    return trainer, by_sgd.seen_in(trainer)
 
 
 def main(folder: Path) -> None:

@@ -17,7 +17,8 @@ from hfdistill import DistillationTrainer, HfDistillError, Objective, OwnBase, T
 from hfdistill.teachers import OwnBaseTeacher
 from hfdistill.teachers.own_base import base_of
 from tests import tiny
-from tests.trainer.adapter_runs import KINDS, batch, loaded, lora, run, saved, seen
+from tests.by_sgd import seen_in
+from tests.trainer.adapter_runs import KINDS, batch, loaded, lora, run, saved
 
 
 def stirred(student: peft.PeftModel) -> peft.PeftModel:
@@ -74,7 +75,7 @@ def test_it_trains_like_a_copy_of_the_base_from_zero_on(kind: str, tmp_path: Pat
     copy = run(kind, tmp_path, lora(kind), teacher=loaded(kind, saved(kind, tmp_path / "base")))
     own.train()
     copy.train()
-    one, other = seen(own), seen(copy)
+    one, other = seen_in(own), seen_in(copy)
     assert one["step 1 loss/kd"] == 0
     assert one["step 3 loss/kd"] > 1e-6
     assert one.keys() == other.keys()

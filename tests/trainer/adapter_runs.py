@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hfdistill import DistillationConfig, DistillationTrainer
-from tests import tiny
+from hfdistill import DistillationTrainer
+from tests import by_sgd, tiny
 from tests.trainer.trajectory import examples
 
 SINGLE = "single_label_classification"
@@ -91,39 +91,14 @@ def run(
     **arguments: Any,
 ) -> DistillationTrainer:
     """A trainer of a student from `folder / "base"` that has not begun."""
-    settings: dict[str, Any] = {
-        "output_dir": str(folder / "out"),
-        "max_steps": 3,
-        "optim": "sgd",
-        "learning_rate": 0.5,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1e9,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 8,
-        "alpha": 0.6,
-    }
     if teacher is None:
         teacher = loaded(kind, saved(kind, folder / "teacher", layers=2, seed=2))
     rows = data(kind)
     return DistillationTrainer(
         loaded(kind, saved(kind, folder / "base")) if student is None else student,
-        DistillationConfig(**{**settings, **arguments}),
+        by_sgd.arguments(folder / "out", **{"alpha": 0.6, **arguments}),
         teacher_model=teacher,
         peft_config=peft_config,
         train_dataset=rows,
         eval_dataset=rows[:8],
     )
-
-
-def seen(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
-    """What a training left: parameters, gradient norms and logged parts by name."""
-    found = {f"parameter {name}": value.detach().clone() for name, value in trainer.model.named_parameters()}
-    for row in trainer.state.log_history:
-        if "loss" in row:
-            for key in ("loss", "grad_norm", "loss/task", "loss/kd"):
-                found[f"step {row['step']} {key}"] = torch.tensor(row[key], dtype=torch.float64)
-    return found

@@ -18,7 +18,8 @@ from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, O
 from hfdistill.contract import check_trained
 from hfdistill.hub import push_folder
 from tests import tiny
-from tests.trainer.adapter_runs import KINDS, batch, data, loaded, lora, run, saved, seen
+from tests.by_sgd import seen_in
+from tests.trainer.adapter_runs import KINDS, batch, data, loaded, lora, run, saved
 from tests.trainer.trajectory import assert_same
 
 BACK = {
@@ -75,7 +76,7 @@ def test_accumulation_changes_nothing(kind: str, tmp_path: Path) -> None:
     for cut in ({}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}):
         trainer = run(kind, tmp_path, lora(kind), **cut)
         trainer.train()
-        both.append(seen(trainer))
+        both.append(seen_in(trainer))
     assert_same(*both)
 
 
@@ -126,7 +127,7 @@ def test_checkpointing_changes_nothing(kind: str, reentrant: bool, tmp_path: Pat
     )
     plain.train()
     checkpointed.train()
-    assert_same(seen(plain), seen(checkpointed))
+    assert_same(seen_in(plain), seen_in(checkpointed))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_a_peft_model_is_taken_as_it_is(tmp_path: Path) -> None:
     assert given.task.name == "single_label_classification"
     given.train()
     wrapped.train()
-    assert_same(seen(given), seen(wrapped))
+    assert_same(seen_in(given), seen_in(wrapped))
 
 
 def test_the_config_of_the_caller_stays_as_it_is(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hfdistill import DistillationConfig, DistillationTrainer
-from tests import tiny
+from hfdistill import DistillationTrainer
+from tests import by_sgd, tiny
 
 EXAMPLES = 24
 PROBLEMS = [
@@ -59,30 +59,12 @@ def trained(
 ) -> tuple[DistillationTrainer, dict[str, torch.Tensor]]:
     """Train for three optimizer steps of eight examples; parameters, gradient norms and logged parts by name."""
     made, teacher = models(architecture, problem_type)
-    settings: dict[str, Any] = {
-        "max_steps": 3,
-        "optim": "sgd",
-        "learning_rate": 0.5,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 1e9,  # high enough never to clip; 0 leaves the norm out of the logs of older Transformers
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 8,
-    }
-    config = DistillationConfig(output_dir=str(folder), alpha=0.6, temperature=3.0, **{**settings, **arguments})
+    config = by_sgd.arguments(folder, alpha=0.6, temperature=3.0, **arguments)
     trainer = DistillationTrainer(
         student or made, config, teacher_model=teacher, train_dataset=examples(architecture, problem_type)
     )
     trainer.train()
-    seen = {f"parameter {name}": value.detach().clone() for name, value in trainer.model.named_parameters()}
-    for row in trainer.state.log_history:
-        if "loss" in row:
-            for key in ("loss", "grad_norm", "loss/task", "loss/kd"):
-                seen[f"step {row['step']} {key}"] = torch.tensor(row[key], dtype=torch.float64)
-    return trainer, seen
+    return trainer, by_sgd.seen_in(trainer)
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
