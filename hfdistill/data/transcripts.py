@@ -181,7 +181,8 @@ class TranscriptKind(RecordingKind):
         views: Mapping[str, TranscriptView] = request.views
         tokens = {name: [None if text is None else view.ids(text) for text in texts] for name, view in views.items()}
         for name, view in views.items():
-            self._check_known(tokens[name], view.tokenizer, texts)
+            if view.tokenizer.unk_token_id != view.tokenizer.eos_token_id:  # Whisper ends its texts by the same token
+                self._check_known(tokens[name], view.tokenizer, texts)
         return Transcribed(self.recordings(request), tokens, texts, views)
 
     @staticmethod
