@@ -37,11 +37,11 @@ class Spelling:
         return ["".join(f" {LETTERS}"[place - 1] for place in row if place) for row in np.asarray(ids)]
 
 
-def letters(tmp_path: Path) -> Wav2Vec2CTCTokenizer:
-    """A real tokenizer of CTC models: 0 is blank, 1 a space, 2 to 11 are letters."""
+def letters(tmp_path: Path, blank: int = 0) -> Wav2Vec2CTCTokenizer:
+    """A real tokenizer of CTC models: 0 is blank, 1 a space, 2 to 10 are letters; all moved on by `blank`."""
     vocabulary = {"[PAD]": 0, "|": 1, **{letter: place for place, letter in enumerate(LETTERS, start=2)}, "[UNK]": 11}
     file = tmp_path / "vocab.json"
-    file.write_text(json.dumps(vocabulary))
+    file.write_text(json.dumps({token: (place + blank) % 12 for token, place in vocabulary.items()}))
     return Wav2Vec2CTCTokenizer(str(file), unk_token="[UNK]", pad_token="[PAD]", bos_token=None, eos_token=None)
 
 
@@ -68,11 +68,13 @@ def test_written_texts() -> None:
             metrics(Spelling())(EvalPrediction(np.zeros((2, 4, 9)), wanted))
 
 
-def test_frames_by_hand(tmp_path: Path) -> None:
-    metrics = ctc_metrics(letters(tmp_path))
+@pytest.mark.parametrize("blank", [0, 5])
+def test_frames_by_hand(blank: int, tmp_path: Path) -> None:
+    metrics = ctc_metrics(letters(tmp_path, blank))
     # a a _ a | b b: equal frames are one letter, with a blank between them two.
     frames = np.array([[2, 2, 0, 2, 1, 3, 3], [4, 4, 4, 0, -100, -100, -100]])
     labels = np.array([[2, 2, 1, 3], [4, 4, -100, -100]])
+    frames, labels = (np.where(ids == -100, -100, (ids + blank) % 12) for ids in (frames, labels))
     # "aa b" is right; "c" for "cc".
     expected = pytest.approx({"wer": 1 / 3, "cer": 1 / 6})
     assert metrics(EvalPrediction(frames, labels)) == expected
