@@ -98,8 +98,10 @@ class Tokens:
     A token counts where its label is not -100 and it is attended to. Without labels every attended token counts, for
     the teacher alone; with `unlabelled_examples` so does an example of a labelled batch that has no label at all. With
     `shift` a token's logits are about the next one (decoders), which has to lie in the same sequence of a packed batch
-    (`position_ids` begin anew with each); `shift_labels` are labels shifted already. `decoder` says that the tokens are
-    a decoder's.
+    (`position_ids` begin anew with each); `shift_labels` are labels shifted already. So labels are the tokens
+    themselves for every decoder, as language modelling collators give them; also for those (BartForCausalLM,
+    WhisperForCausalLM, TrOCRForCausalLM and their kin) whose own loss would take them for shifted. `decoder` says that
+    the tokens are a decoder's.
     """
 
     shift: bool = False

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import DataCollatorWithFlattening
+from transformers import BartConfig, BartForCausalLM, DataCollatorWithFlattening
 
 from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss
 from hfdistill.rows import BatchRows
-from hfdistill.tasks import TASKS, Task
+from hfdistill.tasks import TASKS, Task, task_of
 from hfdistill.tasks.label_losses import cross_entropy
 from tests.tasks import token_models
 from tests.tasks.token_models import MODELS, Batch, padded
@@ -51,6 +51,21 @@ def test_tags() -> None:
     assert rows.labelled.valid.tolist() == [True, True, False, False, False]
     assert labels(rows) == [3, 1, 0, 0, 0]
     assert (rows.every.count(torch.device("cpu")), rows.labelled.count(torch.device("cpu"))) == (5, 2)
+
+
+def test_labels_of_a_decoder_are_its_tokens_even_where_its_own_loss_does_not_shift() -> None:
+    """The decoder of BART alone takes labels for shifted ones; ours are so only under the name shift_labels."""
+    sizes = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "dropout": 0.0}
+    model = BartForCausalLM(BartConfig(vocab_size=32, max_position_embeddings=16, is_encoder_decoder=False, **sizes))
+    model.eval()
+    assert task_of(model) is CAUSAL
+    ids = torch.tensor([[2, 5, 6, 7, 8, 3], [2, 9, 5, 3, 1, 1]])
+    tokens = ids.masked_fill(ids == 1, NONE)
+    shifted = torch.cat([tokens[:, 1:], torch.full((2, 1), NONE)], dim=1)
+    own = model(input_ids=ids, labels=shifted)
+    for named in ({"labels": tokens}, {"shift_labels": shifted}):
+        rows = CAUSAL.rows({"input_ids": ids, **named})
+        torch.testing.assert_close(CAUSAL.label_values(own.logits, rows, 0.0, None).mean(), own.loss)
 
 
 def test_a_label_on_padding_does_not_count() -> None:
