@@ -18,11 +18,17 @@ _MODULES = {
     "DistillationTrainer": "trainer",
     "Embeddings": "embeddings",
     "HfDistillError": "errors",
+    "HiddenStates": "features",
+    "Labelled": "features",
     "Logits": "knowledge",
     "Masks": "boxes",
+    "Module": "features",
     "Objective": "objective",
     "OwnBase": "teachers",
+    "Relations": "features",
+    "Span": "features",
     "TaskLoss": "knowledge",
+    "Window": "features",
     "ZeroShotTeacher": "teachers",
     "student_from_teacher": "students",
 }
@@ -35,6 +41,12 @@ if TYPE_CHECKING:
     from hfdistill.config import DistillationConfig as DistillationConfig
     from hfdistill.embeddings import Embeddings as Embeddings
     from hfdistill.errors import HfDistillError as HfDistillError
+    from hfdistill.features import HiddenStates as HiddenStates
+    from hfdistill.features import Labelled as Labelled
+    from hfdistill.features import Module as Module
+    from hfdistill.features import Relations as Relations
+    from hfdistill.features import Span as Span
+    from hfdistill.features import Window as Window
     from hfdistill.knowledge import Logits as Logits
     from hfdistill.knowledge import TaskLoss as TaskLoss
     from hfdistill.objective import Objective as Objective

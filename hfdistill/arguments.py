@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
 
 from hfdistill import loading
 from hfdistill.config import DistillationConfig
 from hfdistill.embeddings import Embeddings
 from hfdistill.errors import HfDistillError
+from hfdistill.features import Relations
 from hfdistill.objective import Objective
 from hfdistill.tasks import ImageTextPairs, Task
 from hfdistill.teachers import OwnBase, ZeroShotTeacher
@@ -39,8 +40,18 @@ def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, A
     return args
 
 
-def check_batch_size(args: DistillationConfig, objective: Objective, task: Task) -> None:
-    """Refuse batches of one pair, where a term tells the pairs of a batch from each other and would always be 0."""
+def check_batch_size(args: DistillationConfig, objective: Objective, task: Task, dataset: Any) -> None:
+    """Refuse batches too small for terms that relate the examples of a batch to each other."""
+    for term in objective.active:
+        least = term.least_examples if isinstance(term, Relations) else 1
+        size = args.train_batch_size
+        rest = len(dataset) % size if isinstance(dataset, Sized) and not args.dataloader_drop_last else 0
+        if size < least or 0 < rest < least:
+            what = f"per_device_train_batch_size is {size}" if size < least else f"the last batch holds {rest}"
+            raise HfDistillError(
+                f"{term!r} relates {least} or more examples of a micro-batch, and {what}. Expected larger batches, and "
+                "dataloader_drop_last=True where the last one is smaller (accumulation adds none)."
+            )
     idle = [term.name for term in objective.active if term.weight > 0 and not isinstance(term, Embeddings)]
     if isinstance(task.layout, ImageTextPairs) and args.per_device_train_batch_size < 2 and idle:
         raise HfDistillError(
@@ -73,6 +84,14 @@ def first_example(dataset: Any) -> Mapping[str, Any]:
         return {}
     with torch.random.fork_rng(devices=[]):
         return dataset[0]  # type: ignore[no-any-return, index]
+
+
+def first_batch(dataset: Any, collator: Callable[[Any], Any]) -> Mapping[str, Any]:
+    """The first two examples of a data set as a batch; nothing where there is no data set."""
+    if dataset is None:
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        return next(iter(DataLoader(dataset, batch_size=2, collate_fn=collator)), {})
 
 
 def label_of(example: Mapping[str, Any]) -> Any:

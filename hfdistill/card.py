@@ -27,6 +27,7 @@ from hfdistill._atomic import write_text
 from hfdistill.boxes import Boxes, Masks
 from hfdistill.citations import BIBTEX, DISTILLATION, SOURCES, STANDARDIZED, TERM_SOURCES
 from hfdistill.errors import HfDistillError
+from hfdistill.features import FeatureTerm
 from hfdistill.knowledge import Comparison, loss_name
 from hfdistill.objective import Objective
 
@@ -110,7 +111,8 @@ def term_facts(objective: Objective) -> tuple[TermFacts, ...]:
         if isinstance(term, Comparison):
             parameters = list(inspect.signature(term.loss).parameters.values())[2:]
             defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-            facts.append(TermFacts(term.name, term.weight, loss_name(term.loss), defaults | term.options))
+            options = defaults | (term.described() if isinstance(term, FeatureTerm) else {}) | term.options
+            facts.append(TermFacts(term.name, term.weight, loss_name(term.loss), options))
         elif isinstance(term, Boxes):
             facts.append(TermFacts(term.name, term.weight, "boxes", {"l1": term.l1, "giou": term.giou}))
         elif isinstance(term, Masks):

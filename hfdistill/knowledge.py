@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from hfdistill.tasks.embeddings import encoder_width
 from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
 from hfdistill.teachers import Targets
 
+if TYPE_CHECKING:
+    from hfdistill.features.watch import FeatureStep
+
 Loss = Callable[..., torch.Tensor]
 
 
@@ -27,7 +30,8 @@ class StepContext:
     """What the terms of one micro-batch see: both models' outputs, the rows, the task.
 
     `model_loss` is the student's own loss, where the task can be scored by nothing else; `fields` are its further
-    outputs that the terms have asked for, by name; `pairs` are the matched queries of a set-prediction head.
+    outputs that the terms have asked for, by name; `pairs` are the matched queries of a set-prediction head; `inputs`
+    are the batch's, and `features` what both models have shown of their insides.
     """
 
     logits: torch.Tensor
@@ -38,6 +42,8 @@ class StepContext:
     model_loss: torch.Tensor | None = None
     fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
     pairs: Pairs | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    features: FeatureStep | None = None
 
 
 class Term(Protocol):
@@ -140,12 +146,16 @@ class Comparison:
                 f"{loss_name(self.loss)} compares with the k highest probabilities of a teacher, and a model gives "
                 "all of its logits; use forward_kl here, or call the function yourself."
             )
-        nothing = torch.zeros(4, 4)
+        nothing = torch.zeros(*self._trial_shape(), 4)
         labels = {"labels": torch.zeros(4, dtype=torch.long)} if self.needs_labels else {}
         try:
             self.loss(nothing, nothing, **labels, **self.options)
         except (TypeError, ValueError) as error:
             raise HfDistillError(f"{self!r} cannot be used: {error}") from error
+
+    def _trial_shape(self) -> tuple[int, ...]:
+        """The shape before the width of what the loss looks at, large enough for any."""
+        return (4,)
 
     def check_models(self, student: nn.Module, teacher: nn.Module, task: Task) -> None:
         """Refuse, before training, two models that this loss cannot compare; by default none."""

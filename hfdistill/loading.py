@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hfdistill.contract import check_trained
 from hfdistill.errors import HfDistillError
+from hfdistill.features.projectors import without_projectors
 from hfdistill.tasks import Classes, Task, auto_class_name, known_auto_classes
 
 
@@ -124,7 +125,14 @@ def restore(model: PreTrainedModel, checkpoint: str) -> None:
             f"The checkpoint {checkpoint} lacks {len(missing)} tensors of the student, such as {missing[0]!r}; "
             "expected one that was saved from this very architecture. Start anew or name the right folder."
         )
-    model.load_state_dict(saved.state_dict(), strict=True)
+    result = model.load_state_dict(saved.state_dict(), strict=False)
+    # While a training lasts its projectors hang on the student; they have a file of their own.
+    lacking = without_projectors(dict.fromkeys(result.missing_keys))
+    if lacking or result.unexpected_keys:
+        raise HfDistillError(
+            f"The checkpoint {checkpoint} is of another architecture: "
+            f"{sorted([*lacking, *result.unexpected_keys])[:3]} do not fit; start anew or name the right folder."
+        )
 
 
 def has_weights(checkpoint: str) -> bool:

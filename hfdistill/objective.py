@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from hfdistill.boxes import Boxes, Masks
 from hfdistill.errors import HfDistillError
+from hfdistill.features import FeatureTerm
 from hfdistill.knowledge import Comparison, Logits, StepContext, TaskLoss, Term
 from hfdistill.rows import RowCounts
 from hfdistill.tasks import Queries, Task
@@ -82,6 +83,11 @@ class Objective:
             if isinstance(term, Comparison):
                 term.check_models(student, teacher, task)
 
+    def own_counts(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
+        """The rows in some micro-batches of each term that has rows of its own."""
+        terms = [term for term in self.active if isinstance(term, FeatureTerm)]
+        return {term.name: torch.stack([term.count(batch).to(device) for batch in batches]).sum() for term in terms}
+
     def __call__(self, context: StepContext, counts: RowCounts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and each term's unweighted part: this micro-batch's share of the step's means."""
         total: torch.Tensor | None = None
@@ -89,8 +95,11 @@ class Objective:
         for term in self.active:
             if term.needs_labels and context.rows.labels is None:
                 continue
-            rows = context.rows.for_term(term.needs_labels)
-            part = rows.total(term.values(context)) / counts.for_term(term.needs_labels)
+            values = term.values(context)
+            own_rows = isinstance(term, FeatureTerm)
+            summed = values.sum() if own_rows else context.rows.for_term(term.needs_labels).total(values)
+            # At least 1, so that a step without rows gives 0, not NaN.
+            part = summed / counts.for_term(term.name, term.needs_labels).clamp(min=1)
             parts[term.name] = part.detach()
             if term.weight > 0:
                 weighted = part if term.weight == 1 else term.weight * part

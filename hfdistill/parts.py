@@ -36,7 +36,8 @@ class PartSums:
         self.sums += torch.stack([self._vector(parts) * rows, rows.to(self.sums.dtype)])
 
     def _rows(self, counts: RowCounts) -> torch.Tensor:
-        return torch.stack([counts.labelled if labels else counts.every for labels in self.needs_labels])
+        terms = zip(self.names, self.needs_labels, strict=True)
+        return torch.stack([counts.for_term(name, needs_labels) for name, needs_labels in terms])
 
     def _vector(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         nothing = self.sums.new_zeros(())

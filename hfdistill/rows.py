@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -79,18 +80,32 @@ class BatchRows:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows of one whole optimizer step, over all its micro-batches and ranks: the denominators of the objective."""
+    """Rows of one whole optimizer step, over all its micro-batches and ranks: the denominators of the objective.
+
+    `own` holds those of terms with rows of their own, by name.
+    """
 
     every: torch.Tensor
     labelled: torch.Tensor
+    own: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
-    def for_term(self, needs_labels: bool) -> torch.Tensor:
-        """The number of rows that a term is divided by; at least 1, so that a step without labels gives 0, not NaN."""
-        return (self.labelled if needs_labels else self.every).clamp(min=1)
+    def for_term(self, name: str, needs_labels: bool) -> torch.Tensor:
+        """The rows of a term."""
+        return self.own.get(name, self.labelled if needs_labels else self.every)
+
+    def stacked(self) -> torch.Tensor:
+        """All counts in one tensor."""
+        return torch.stack([self.every, self.labelled, *self.own.values()])
+
+    def unstacked(self, counts: torch.Tensor) -> RowCounts:
+        """The same counts with the values of such a tensor."""
+        return RowCounts(counts[0], counts[1], dict(zip(self.own, counts[2:], strict=True)))
 
     @classmethod
-    def of(cls, batches: list[BatchRows], device: torch.device) -> RowCounts:
+    def of(
+        cls, batches: list[BatchRows], device: torch.device, own: Mapping[str, torch.Tensor] | None = None
+    ) -> RowCounts:
         """Count the rows of several micro-batches."""
         every = [rows.every.count(device) for rows in batches]
         labelled = [rows.labelled.count(device) for rows in batches]
-        return cls(torch.stack(every).sum(), torch.stack(labelled).sum())
+        return cls(torch.stack(every).sum(), torch.stack(labelled).sum(), own or {})

@@ -6,28 +6,25 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput
 
 from hfdistill import contract, loading, vocabulary
-from hfdistill._version import __version__
-from hfdistill.adapters import adapted, check_base_teaches, check_checkpoint
-from hfdistill.arguments import check_batch_size, checked_args, first_example, label_of, teacher_module
+from hfdistill.adapters import adapted, check_base_teaches
+from hfdistill.arguments import check_batch_size, checked_args, first_batch, first_example, label_of, teacher_module
 from hfdistill.boxes import with_pairs
-from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
+from hfdistill.checkpoints import SavingTrainer
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
 from hfdistill.faults import FaultWatch, lookups_explained
+from hfdistill.features import FeatureWatch
 from hfdistill.knowledge import StepContext
-from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
 from hfdistill.pairing import paired
 from hfdistill.parts import PartSums
@@ -40,7 +37,7 @@ from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(SavingTrainer):
     """A Trainer whose loss is an objective of terms, some of them against a frozen teacher.
 
     `model` and `teacher_model` are Hub ids, folders or modules whose output has `.logits`. Without `objective` the loss
@@ -59,9 +56,6 @@ class DistillationTrainer(Trainer):
     model_accepts_loss_kwargs = True
     loss_is_scaled_for_ga = True
 
-    args: DistillationConfig
-    model: nn.Module
-    objective: Objective
     _signature_columns: list[str] | None  # type: ignore[assignment]
 
     def __init__(
@@ -108,14 +102,16 @@ class DistillationTrainer(Trainer):
         self.views.translate = self.tokens.translation(self.task)
         self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
+        self._bind_features()
 
     # ---- construction --------------------------------------------------------------------------------------------
 
     def _choose_objective(self) -> None:
         objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
         objective.check(contract.class_count(self.model, self.task), self.task)
-        check_batch_size(self.args, objective, self.task)
+        check_batch_size(self.args, objective, self.task, self.train_dataset)
         self.objective = objective
+        self.features = FeatureWatch.of(objective.active)
         names = [term.name for term in objective.active]
         needs_labels = [term.needs_labels for term in objective.active]
         self.train_parts = PartSums(names, needs_labels, self.args.device)
@@ -133,13 +129,28 @@ class DistillationTrainer(Trainer):
         pairing = paired(self.model, teacher, row, self.task, self.objective, processing_classes, self.args.device)
         self.task, self.tokens = pairing.task, pairing.tokens
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return LiveTeacher(prepared, pairing.columns, pairing.read, (*self.objective.fields, *self.task.fields))
+        self.features.check(self.model, teacher)
+        fields = (*self.objective.fields, *self.task.fields)
+        return LiveTeacher(prepared, pairing.columns, pairing.read, fields, self.features.teacher_sight)
 
     def _own_base(self) -> Teacher:
         check_base_teaches(self.model)
         self.teacher_name = self._start()
         fields = (*self.objective.fields, *self.task.fields)
-        return OwnBaseTeacher(lambda: cast(PeftModel, self.model), self.task.logits, fields)
+        self.features.check(self.model, self.model)
+        student = lambda: cast(PeftModel, self.model)  # noqa: E731
+        return OwnBaseTeacher(student, self.task.logits, fields, self.features.teacher_sight)
+
+    def _bind_features(self) -> None:
+        """Find out by one forward of each model what the terms compare, and make their projectors."""
+        if not self.features or self.features.bindings or self.teacher is None:
+            return
+        collator = self._get_collator_with_removed_columns(self.data_collator)
+        batch = first_batch(self.train_dataset if self.train_dataset is not None else self.eval_dataset, collator)
+        if batch:
+            inputs: Mapping[str, Any] = self._prepare_inputs(dict(batch))
+            teacher = self.teacher(self.views.teacher(inputs)).seen
+            self.features.bind(self.model, self.views.student(inputs), teacher, self.args.seed)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, with adapters where they were asked for."""
@@ -212,10 +223,10 @@ class DistillationTrainer(Trainer):
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        counts = RowCounts.of([self.task.rows(batch) for batch in batches], device)
+        own = self.objective.own_counts(batches, device)
+        counts = RowCounts.of([self.task.rows(batch) for batch in batches], device, own)
         if self.accelerator.num_processes > 1:
-            summed = self.accelerator.reduce(torch.stack([counts.every, counts.labelled]), reduction="sum")
-            counts = RowCounts(summed[0], summed[1])
+            counts = counts.unstacked(self.accelerator.reduce(counts.stacked(), reduction="sum"))
         self.train_parts.begin_step(counts, self.accelerator.num_processes)
         return batches, counts
 
@@ -244,11 +255,19 @@ class DistillationTrainer(Trainer):
         with lookups_explained(inputs):
             # The teacher first: its activations are gone before the student's have to be kept.
             targets = self._targets(inputs)
-            outputs = model(**self.views.student(inputs))
+            with self.features.watching(self.model, self.views.student(inputs)) as seen:
+                outputs = model(**seen.inputs, **self.features.arguments)
         logits = self.task.logits(outputs, inputs)
-        rows = self.task.rows(inputs)
-        own_loss, fields = model_loss(outputs, self.task), fields_of(outputs, self.objective.fields)
-        context = StepContext(logits, targets, rows, self.task, model_loss=own_loss, fields=fields)
+        context = StepContext(
+            logits,
+            targets,
+            self.task.rows(inputs),
+            self.task,
+            model_loss=model_loss(outputs, self.task),
+            fields=fields_of(outputs, self.objective.fields),
+            inputs=inputs,
+            features=self.features.step(seen, outputs, targets),
+        )
         return outputs, with_pairs(context, outputs)
 
     def _targets(self, inputs: Mapping[str, Any]) -> Targets | None:
@@ -265,7 +284,8 @@ class DistillationTrainer(Trainer):
         return total * processes if processes > 1 else total
 
     def _evaluation_total(self, context: StepContext) -> torch.Tensor:
-        counts = RowCounts.of([context.rows], context.logits.device)
+        device = context.logits.device
+        counts = RowCounts.of([context.rows], device, self.objective.own_counts([context.inputs], device))
         total, parts = self.objective(context, counts)
         self.eval_parts.add_means(parts, counts)
         return total
@@ -329,50 +349,3 @@ class DistillationTrainer(Trainer):
         kept = tuple(value for key, value in given.items() if key not in ignored)
         detached: Any = nested_detach(kept[0] if len(kept) == 1 else kept)  # type: ignore[no-untyped-call]
         return None, detached, None
-
-    # ---- checkpoints ---------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.faults.check()
-        super()._save_checkpoint(model, trial)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if isinstance(self.model, PreTrainedModel) and self._is_whole(resume_from_checkpoint):
-            restore(self.model, resume_from_checkpoint)
-        else:
-            if isinstance(self.model, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                check_checkpoint(self.model, resume_from_checkpoint)
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if isinstance(self.model, PreTrainedModel) and best is not None and self._is_whole(best):
-            logger.info("Loading the best student from %s (score %s).", best, self.state.best_metric)
-            restore(self.model, best)
-        else:
-            super()._load_best_model()
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write Trainer's card, then what was distilled from whom into it."""
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            extend_card(Path(self.args.output_dir or "."), self._card_facts())
-
-    def _card_facts(self) -> CardFacts:
-        return CardFacts(
-            name=Path(self.args.output_dir or ".").resolve().name,
-            teacher=self.teacher_name,
-            teacher_revision=self.args.teacher_model_revision,
-            teacher_licence=known_licence(self.teacher_name, self.args.teacher_model_revision),
-            terms=term_facts(self.objective),
-            base_model=self._start(),
-            adapter=isinstance(self.model, PeftModel),
-            versions={"hfdistill": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
-        )
-
-    def _start(self) -> str | None:
-        bare = contract.bare(self.model)
-        return (bare.config._name_or_path or None) if isinstance(bare, PreTrainedModel) else None
-
-    def _is_whole(self, checkpoint: str) -> bool:
-        return has_weights(checkpoint) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)

@@ -33,10 +33,13 @@ LAYERS = {
     "knowledge": 2,
     "embeddings": 2,
     "objective": 2,
+    "features": 2,
+    "sight": 2,
     "teachers": 2,
     "adapters": 3,
     "arguments": 3,
     "card": 3,
+    "checkpoints": 3,
     "citations": 3,
     "config": 3,
     "contract": 3,
@@ -86,6 +89,7 @@ EXCEPTIONS = {
     ("tasks", "scipy"): "queries are matched by the Hungarian algorithm",
     ("card", "huggingface_hub"): "the trainer writes the model card, which is the Hub's format",
     ("card", "yaml"): "the head of a model card is YAML",
+    ("features", "safetensors"): "projectors are read back from their file",
     ("views", "PIL"): "raw columns hold PIL images",
 }
 MOST_LINES = 400

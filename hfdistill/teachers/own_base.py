@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
+from hfdistill.sight import NOTHING, Seen, Sight, watched
 from hfdistill.tasks.layouts import EXAMPLES, output_field
 from hfdistill.teachers.live import Read
 from hfdistill.teachers.targets import Targets
@@ -54,24 +55,31 @@ class WithAdapters(Protocol):
 class OwnBaseTeacher:
     """The student with its adapters switched off, run without gradient and without dropout.
 
-    `student` gives the model when it is asked, so that a search that builds it anew needs no new teacher. `read` and
-    `fields` are those of `LiveTeacher`. Afterwards the student is as it was: adapters on, each module in the mode and
-    each parameter with the `requires_grad` that it had.
+    `student` gives the model when it is asked, so that a search that builds it anew needs no new teacher. `read`,
+    `fields` and `sight` are those of `LiveTeacher`. Afterwards the student is as it was: adapters on, each module in
+    the mode and each parameter with the `requires_grad` that it had.
     """
 
     def __init__(
-        self, student: Callable[[], WithAdapters], read: Read = EXAMPLES.logits, fields: Sequence[str] = ()
+        self,
+        student: Callable[[], WithAdapters],
+        read: Read = EXAMPLES.logits,
+        fields: Sequence[str] = (),
+        sight: Sight = NOTHING,
     ) -> None:
         self.student = student
         self.read = read
         self.fields = tuple(fields)
+        self.sight = sight
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Any]) -> Targets:
         """Targets for one batch of the student's inputs."""
-        with base_of(self.student()) as base:
-            outputs = base(**inputs)
-        return Targets(self.read(outputs, inputs), {name: output_field(outputs, name) for name in self.fields})
+        seen = Seen(inputs)
+        with base_of(self.student()) as base, watched(cast(nn.Module, base), self.sight, seen):
+            outputs = seen.outputs = base(**inputs, **self.sight.arguments)
+        fields = {name: output_field(outputs, name) for name in self.fields}
+        return Targets(self.read(outputs, inputs), fields, seen if self.sight else None)
 
 
 @contextmanager

@@ -8,16 +8,20 @@ from typing import Any, Protocol
 
 import torch
 
+from hfdistill.sight import Seen
+
 
 @dataclass(frozen=True)
 class Targets:
     """A teacher's outputs for one batch, in the student's order of classes, without gradient.
 
-    `fields` are the further outputs that the objective's terms have asked for, by name.
+    `fields` are the further outputs that the objective's terms have asked for, by name; `seen` is what it has shown of
+    its insides.
     """
 
     logits: torch.Tensor
     fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    seen: Seen | None = None
 
 
 class Teacher(Protocol):

@@ -1,0 +1,104 @@
+"""What a training leaves on disk: the student alone, projectors beside its checkpoints, the model card."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput
+
+from hfdistill import contract
+from hfdistill._version import __version__
+from hfdistill.adapters import check_checkpoint
+from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
+from hfdistill.config import DistillationConfig
+from hfdistill.faults import FaultWatch
+from hfdistill.features import FeatureWatch
+from hfdistill.features.projectors import without_projectors
+from hfdistill.loading import has_weights, restore
+from hfdistill.objective import Objective
+
+logger = logging.getLogger(__name__)
+
+
+class SavingTrainer(Trainer):
+    """A Trainer whose checkpoints hold the student, whole or its adapters, and its projectors beside it."""
+
+    args: DistillationConfig
+    model: nn.Module
+    objective: Objective
+    features: FeatureWatch
+    faults: FaultWatch
+    teacher_name: str | None
+
+    def _bind_features(self) -> None:
+        """Make the projectors that the objective needs, where that has not been done."""
+        raise NotImplementedError
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trainer's loop, with the projectors on the student as long as it lasts."""
+        self._bind_features()
+        checkpoint = kwargs.get("resume_from_checkpoint")
+        if checkpoint is not None:
+            self.features.load(Path(checkpoint))
+        with self.features.projectors.attached(self.model):
+            return super()._inner_training_loop(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.features.attached(self.model) and self.args.should_save:
+            self.features.projectors.save(Path(output_dir or str(self.args.output_dir)), state_dict)
+            state_dict = without_projectors(self.model.state_dict() if state_dict is None else state_dict)
+        super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.faults.check()
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, PreTrainedModel) and self._is_whole(resume_from_checkpoint):
+            restore(self.model, resume_from_checkpoint)
+        else:
+            if isinstance(self.model, PeftModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                check_checkpoint(self.model, resume_from_checkpoint)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            self.features.load(Path(best))
+        if isinstance(self.model, PreTrainedModel) and best is not None and self._is_whole(best):
+            logger.info("Loading the best student from %s (score %s).", best, self.state.best_metric)
+            restore(self.model, best)
+        else:
+            super()._load_best_model()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write Trainer's card, then what was distilled from whom into it."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            extend_card(Path(self.args.output_dir or "."), self._card_facts())
+
+    def _card_facts(self) -> CardFacts:
+        return CardFacts(
+            name=Path(self.args.output_dir or ".").resolve().name,
+            teacher=self.teacher_name,
+            teacher_revision=self.args.teacher_model_revision,
+            teacher_licence=known_licence(self.teacher_name, self.args.teacher_model_revision),
+            terms=term_facts(self.objective),
+            base_model=self._start(),
+            adapter=isinstance(self.model, PeftModel),
+            versions={"hfdistill": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        )
+
+    def _start(self) -> str | None:
+        bare = contract.bare(self.model)
+        return (bare.config._name_or_path or None) if isinstance(bare, PreTrainedModel) else None
+
+    def _is_whole(self, checkpoint: str) -> bool:
+        return has_weights(checkpoint) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)

@@ -1,0 +1,116 @@
+"""Terms on how the teacher relates the examples of a batch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+
+from hfdistill.errors import HfDistillError
+from hfdistill.features.layers import LAST, Layers
+from hfdistill.features.layout import Features, without_prefix
+from hfdistill.features.regions import Region
+from hfdistill.features.terms import HiddenStates, Prefix
+from hfdistill.knowledge import Loss
+from hfdistill.losses import (
+    contrastive,
+    probabilistic_transfer,
+    relational_angle,
+    relational_distance,
+    similarity_preserving,
+)
+
+Pool = Literal["mean", "first", "last", "none"]
+LEAST_EXAMPLES = {
+    relational_distance: 3,
+    relational_angle: 3,
+    similarity_preserving: 2,
+    probabilistic_transfer: 2,
+    contrastive: 2,
+}
+
+
+class Relations(HiddenStates):
+    """How the teacher relates the examples of a micro-batch to each other.
+
+    A loss on relations over one vector an example: the hidden state of a layer pooled by `pool`: "mean" over its valid
+    positions, "first" (a class token) or "last" valid position, or "none": all of it, flattened. Such a loss sees the
+    examples of one micro-batch on one process, so that it depends on how a global batch is cut; it needs
+    per_device_train_batch_size of 2, or 3 for RKD. The other arguments are those of HiddenStates.
+    Source: Park et al. (RKD), arXiv 1904.05068; Tung and Mori, arXiv 1907.09682; Passalis and Tefas, arXiv 1803.10837.
+    """
+
+    def __init__(
+        self,
+        loss: Loss | str = relational_distance,
+        *,
+        pool: Pool = "mean",
+        layers: Layers = LAST,
+        weight: float = 1.0,
+        name: str = "relations",
+        part: str | None = None,
+        prefix: Prefix = "auto",
+        region: Region | None = None,
+        projector: Literal["linear"] | None = "linear",
+        norm: bool = False,
+        **options: Any,
+    ) -> None:
+        if pool not in get_args(Pool):
+            raise HfDistillError(f"pool={pool!r}; expected one of {', '.join(map(repr, get_args(Pool)))}.")
+        self.pool = pool
+        super().__init__(
+            loss,
+            layers=layers,
+            weight=weight,
+            name=name,
+            part=part,
+            prefix=prefix,
+            region=region,
+            projector=projector,
+            norm=norm,
+            **options,
+        )
+
+    @property
+    def least_examples(self) -> int:
+        """The fewest examples of a micro-batch that the loss can relate."""
+        return next((least for loss, least in LEAST_EXAMPLES.items() if loss is self.loss), 2)
+
+    @property
+    def over_positions(self) -> bool:
+        """An example is a row."""
+        return False
+
+    def _aligned(self, student: Features, teacher: Features) -> tuple[Features, Features]:
+        """As they are: pooled vectors have no positions to bring in line."""
+        return student, teacher
+
+    def _compared(self, ours: Features, theirs: Features, tokens: torch.Tensor | None) -> torch.Tensor:
+        pooled = [self._pooled(side) for side in (ours, theirs)]
+        return self._checked(self.loss(pooled[0], pooled[1], **self.options), len(ours.values))
+
+    def _pooled(self, features: Features) -> torch.Tensor:
+        if self.pool == "none":
+            values = features.values
+            return (values if features.valid is None else values * features.valid[..., None]).flatten(1)
+        if self.pool == "mean":
+            features = without_prefix(features)
+            if features.valid is None:
+                return features.values.mean(1)
+            weights = features.valid[..., None].to(features.values.dtype)
+            return (features.values * weights).sum(1) / weights.sum(1).clamp(min=1)
+        place = self._end(features)
+        return features.values[torch.arange(len(place), device=place.device), place]
+
+    def _end(self, features: Features) -> torch.Tensor:
+        count = features.positions
+        if features.valid is None:
+            place = 0 if self.pool == "first" else count - 1
+            return torch.full((len(features.values),), place, device=features.values.device)
+        numbers = torch.arange(count, device=features.values.device)
+        if self.pool == "first":
+            return torch.where(features.valid, numbers, count).amin(1).clamp(max=count - 1)
+        return torch.where(features.valid, numbers, -1).amax(1).clamp(min=0)
+
+    def _trial_shape(self) -> tuple[int, ...]:
+        return (4,)

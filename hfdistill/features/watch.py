@@ -1,0 +1,164 @@
+"""The features of a training: what both models have to show, which terms read what, and the projectors between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfdistill.errors import HfDistillError
+from hfdistill.features.layout import config_widths
+from hfdistill.features.projectors import ATTRIBUTE, Plan, Projectors
+from hfdistill.features.terms import Binding, FeatureTerm
+from hfdistill.knowledge import Term
+from hfdistill.sight import Seen, Sight, check_modules, watched
+from hfdistill.teachers import Targets
+
+PROJECTED = "distillation_features"
+
+
+@dataclass(frozen=True)
+class FeatureStep:
+    """What the terms of one micro-batch see of the insides of both models."""
+
+    student: Seen
+    teacher: Seen
+    bindings: Mapping[str, Binding]
+
+
+@dataclass
+class FeatureWatch:
+    """Owned by a trainer; idle where no term asks for features."""
+
+    terms: tuple[FeatureTerm, ...] = ()
+    bindings: dict[str, Binding] = field(default_factory=dict)
+    teacher_widths: frozenset[int] = frozenset()
+    projectors: Projectors = field(default_factory=lambda: Projectors({}, 0, torch.device("cpu")))
+
+    @classmethod
+    def of(cls, terms: Sequence[Term]) -> FeatureWatch:
+        """For the terms of an objective."""
+        return cls(tuple(term for term in terms if isinstance(term, FeatureTerm)))
+
+    def __bool__(self) -> bool:
+        return bool(self.terms)
+
+    @property
+    def student_sight(self) -> Sight:
+        """All that the terms ask of the student."""
+        return _together([term.student_sight for term in self.terms])
+
+    @property
+    def teacher_sight(self) -> Sight:
+        """All that the terms ask of the teacher."""
+        return _together([term.teacher_sight for term in self.terms])
+
+    def check(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Refuse modules that one of the models lacks; note how wide the teacher is."""
+        if not self.terms:
+            return
+        check_modules(student, self.student_sight.modules, "student")
+        check_modules(teacher, self.teacher_sight.modules, "teacher")
+        self.teacher_widths = config_widths(teacher)
+
+    @property
+    def arguments(self) -> dict[str, bool]:
+        """What is given to the student's forward beside its inputs."""
+        return self.student_sight.arguments
+
+    def bind(self, student: nn.Module, inputs: Mapping[str, Any], teacher: Seen | None, seed: int) -> None:
+        """Run the student once on a small batch, beside what the teacher has shown, and make the projectors.
+
+        Errors: HfDistillError for layers and widths that do not fit, and for a model that shows no hidden states.
+        """
+        if teacher is None:
+            return
+        seen = _dry(student, self.student_sight, inputs)
+        widths = (config_widths(student), self.teacher_widths)
+        self.bindings = {term.name: term.bound(seen, teacher, widths) for term in self.terms}
+        plans: dict[str, Plan] = {
+            term.key(name): plan for term in self.terms for name, plan in self.bindings[term.name].plans.items()
+        }
+        self.projectors = Projectors(plans, seed, _device(student))
+
+    def attached(self, student: nn.Module) -> bool:
+        """Whether a training has its projectors on the student."""
+        return ATTRIBUTE in student._modules
+
+    def load(self, checkpoint: Path) -> None:
+        """Read the projectors of a checkpoint, where there are any to read."""
+        if len(self.projectors):
+            self.projectors.load(checkpoint)
+
+    @contextmanager
+    def watching(self, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Seen]:
+        """Note what the bare student shows in the forward within the block, and project it inside that forward.
+
+        Inside, because DistributedDataParallel looks from the outputs for the parameters that a step uses.
+        """
+        seen = Seen(inputs)
+        if not self.terms:
+            yield seen
+            return
+
+        def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+            seen.outputs = output
+            self._project(seen)
+            if not seen.projected or not isinstance(output, Mapping):
+                return output
+            # A plain dictionary: a ModelOutput cannot be put together again with a field that it does not know.
+            return {**output, PROJECTED: dict(seen.projected)}
+
+        with watched(model, self.student_sight, seen):
+            handle = model.register_forward_hook(hook)
+            try:
+                yield seen
+            finally:
+                handle.remove()
+
+    def step(self, student: Seen, outputs: Any, targets: Targets | None) -> FeatureStep | None:
+        """What the terms see; `outputs` are the student's."""
+        if targets is None or targets.seen is None:
+            return None
+        if student.outputs is None:  # a compiled model does not call hooks that are newer than itself
+            student.outputs = outputs
+            self._project(student)
+        return FeatureStep(student, targets.seen, self.bindings)
+
+    def _project(self, seen: Seen) -> None:
+        for term in self.terms:
+            term.project(self.bindings[term.name], seen, self.projectors)
+
+
+def _together(sights: Sequence[Sight]) -> Sight:
+    whole = Sight()
+    for sight in sights:
+        whole |= sight
+    return whole
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@torch.no_grad()
+def _dry(model: nn.Module, sight: Sight, inputs: Mapping[str, Any]) -> Seen:
+    seen = Seen(inputs)
+    training = model.training
+    model.eval()
+    try:
+        with watched(model, sight, seen):
+            seen.outputs = model(**inputs, **sight.arguments)
+    except TypeError as error:
+        raise HfDistillError(
+            f"{type(model).__name__} cannot be asked for {' and '.join(sight.arguments)} ({error}); expected a "
+            "Transformers model, or terms over named modules: Module('name.of.a.module')."
+        ) from error
+    finally:
+        model.train(training)
+    return seen

@@ -1,0 +1,140 @@
+"""What a forward shows beside its logits: hidden states, attention maps, outputs of named modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfdistill.errors import HfDistillError, nearest
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "encoder": ("encoder_hidden_states",),
+    "decoder": ("decoder_hidden_states",),
+    "text": ("text_model_output", "text_hidden_states"),
+    "vision": ("vision_model_output", "vision_hidden_states"),
+}
+"""Parts of a model with layers of their own, and the outputs that hold their hidden states."""
+# Where an output offers a stage's states as a map too, the map needs no guess at its grid.
+AS_MAPS = "reshaped_hidden_states"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the terms ask to see of one model."""
+
+    hidden_states: bool = False
+    attentions: bool = False
+    modules: tuple[str, ...] = ()
+
+    def __or__(self, other: Sight) -> Sight:
+        modules = tuple(dict.fromkeys([*self.modules, *other.modules]))
+        return Sight(self.hidden_states or other.hidden_states, self.attentions or other.attentions, modules)
+
+    def __bool__(self) -> bool:
+        return self.hidden_states or self.attentions or bool(self.modules)
+
+    @property
+    def arguments(self) -> dict[str, bool]:
+        """What is given to the model's forward beside its inputs."""
+        wanted = {"output_hidden_states": self.hidden_states, "output_attentions": self.attentions}
+        return {name: True for name, value in wanted.items() if value}
+
+
+NOTHING = Sight()
+
+
+@dataclass
+class Seen:
+    """What one forward has shown; filled while it runs."""
+
+    inputs: Mapping[str, Any]
+    outputs: Any = None
+    modules: dict[str, torch.Tensor] = field(default_factory=dict)
+    projected: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def hidden(self, part: str | None) -> tuple[torch.Tensor, ...]:
+        """The embeddings' output and then each layer's; raises HfDistillError where the part has none."""
+        found = parts_of(self.outputs)
+        if part is None and len(found) == 1:
+            (part,) = found
+        if part is None or part not in found:
+            names = ", ".join(repr(name) for name in found) or "none"
+            raise HfDistillError(
+                f"Hidden states of {'the whole model' if part is None else repr(part)} were asked for; the model gives "
+                f"those of: {names}. Expected part= to be one of them; where there are none, take Module('its.name')."
+            )
+        return found[part]
+
+    def module(self, name: str) -> torch.Tensor:
+        """The output of a named module."""
+        if name not in self.modules:
+            raise HfDistillError(
+                f"The module {name!r} gave nothing in this forward: it was not called, or its output holds no tensor. "
+                "Expected a module that every batch passes through."
+            )
+        return self.modules[name]
+
+
+def parts_of(outputs: Any) -> dict[str, tuple[torch.Tensor, ...]]:
+    """The hidden states of each part of a model that its outputs hold; those of a model of one part are ''."""
+    if not isinstance(outputs, Mapping):
+        return {}
+    found: dict[str, tuple[torch.Tensor, ...]] = {}
+    whole = outputs.get(AS_MAPS) or outputs.get("hidden_states")
+    if whole is not None:
+        found[""] = tuple(whole)
+    for part, names in PARTS.items():
+        for name in names:
+            held = outputs.get(name)
+            inner = parts_of(held).get("") if isinstance(held, Mapping) else held
+            if inner is not None:
+                found[part] = tuple(inner)
+    return found
+
+
+def check_modules(model: nn.Module, names: tuple[str, ...], role: str) -> None:
+    """Refuse the name of a module that a model does not have, naming the nearest."""
+    known = dict(model.named_modules())
+    for name in names:
+        if name not in known:
+            raise HfDistillError(f"The {role} ({type(model).__name__}) has no module {name!r}{nearest(name, known)}")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a distributed or compiled wrapper."""
+    while type(model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule", "DeepSpeedEngine"):
+        model = model.module if "module" in model._modules else model._orig_mod  # type: ignore[assignment]
+    return model
+
+
+@contextmanager
+def watched(model: nn.Module, sight: Sight, seen: Seen) -> Iterator[None]:
+    """Note the outputs of the named modules of a bare model while the block runs."""
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            tensor = first_tensor_of(output)
+            if tensor is not None:
+                seen.modules[name] = tensor
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in sight.modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor_of(output: Any) -> torch.Tensor | None:
+    """A module's output, or the first tensor of several."""
+    if isinstance(output, torch.Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return next((value for value in values if isinstance(value, torch.Tensor)), None)
