@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ import soundfile
 from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Model,
+    Wav2Vec2Processor,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
@@ -112,6 +119,20 @@ def transcribed(rows: int, seed: int = 0, column: str = "text") -> datasets.Data
         for text in texts
     ]
     return recordings([stored(wave) for wave in waves], **{column: texts})
+
+
+def wav2vec2_folder(folder: Path, layers: int = 1, *, head: bool = False) -> str:
+    """A tiny Wav2Vec2, with a CTC head or without any, and its processor for the three letters."""
+    settings = {name: value for name, value in WAV2VEC2.items() if name != "model_type"}
+    settings |= {"num_hidden_layers": layers, "vocab_size": 6, "mask_time_length": 1, "pad_token_id": 0}
+    config = Wav2Vec2Config(**settings)
+    (Wav2Vec2ForCTC if head else Wav2Vec2Model)(config).save_pretrained(folder)
+    file = folder / "letters.json"
+    file.write_text(json.dumps({token: place for place, token in enumerate(["<pad>", "<unk>", "|", *LETTERS])}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(file), bos_token=None, eos_token=None)
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=True)
+    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+    return str(folder)
 
 
 def whisper_folder(folder: Path, layers: int = 1) -> str:

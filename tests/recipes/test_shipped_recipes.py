@@ -17,7 +17,7 @@ from hfdistill.recipe import Recipe, load_recipe, shipped_recipes
 from hfdistill.recipe.shipped import recipe_path
 from hfdistill.stages import Reporter, run_recipe
 from hfdistill.stages.run import Run
-from tests import tiny_pairs
+from tests import sounds, tiny_pairs
 from tests.recipes import inputs
 
 QUICK = {
@@ -46,6 +46,8 @@ TOKEN_MODELS = {
     "wikitext_mlm": "masked_lm",
 }
 """Teachers with a head over tokens."""
+AUDIO_MODELS = ("librispeech_ctc", "speech_commands", "whisper")
+"""Recipes of recordings whose teacher is on the Hub."""
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,8 @@ def changes(name: str, folder: Path) -> dict[str, str]:
     if name == "squad":
         student = inputs.token_model_folder(folder / "student", "question_answering")
         found |= {"student.model": student, "data.doc_stride": "2"}
+    if name in AUDIO_MODELS:
+        found |= audio_changes(name, folder)
     if name == "cnn_dailymail":
         found |= {"data.generation": "{num_beams: 2, max_length: 5}", "data.max_eval_samples": "4"}
     if name == "tiny_lm":
@@ -83,6 +87,18 @@ def changes(name: str, folder: Path) -> dict[str, str]:
         return found | {"data.max_train_samples": "120", "data.max_eval_samples": "30"}
     found["data.dataset"] = local_data(load_recipe(name), folder / "data")
     return found
+
+
+def audio_changes(name: str, folder: Path) -> dict[str, str]:
+    """Small models of recordings."""
+    plain = {"training.gradient_accumulation_steps": "1", "training.bf16": "false"}
+    if name == "whisper":
+        return {"teacher.model": sounds.whisper_folder(folder / "teacher", layers=3), **plain}
+    if name == "speech_commands":
+        return {"teacher.model": sounds.wav2vec2_folder(folder / "teacher", layers=5)}
+    student = sounds.wav2vec2_folder(folder / "student", head=True)
+    teacher = sounds.wav2vec2_folder(folder / "teacher", layers=2, head=True)
+    return {"teacher.model": teacher, "student.model": student, "student.processor": teacher, **plain}
 
 
 def clip_folder(folder: Path) -> str:
@@ -102,6 +118,14 @@ def local_data(recipe: Recipe, folder: Path) -> str:
         assert columns is not None
         made = {name: inputs.sentences(30, columns[0], section.label_column, seed) for seed, name in enumerate(splits)}
         return inputs.data_folder(folder, made)
+    if section.audio_column is not None:
+        if section.task is None:
+            made = {name: sounds.classes(12, seed) for seed, name in enumerate(splits)}
+        else:
+            made = {name: sounds.transcribed(9, seed, section.label_column) for seed, name in enumerate(splits)}
+        if section.name is None:
+            return inputs.data_folder(folder, made)
+        return yaml.safe_dump({name: str(Path(inputs.data_folder(folder, made)) / f"{name}.parquet") for name in made})
     if section.task == "question_answering":
         return inputs.data_folder(folder, {name: inputs.questions(30, seed) for seed, name in enumerate(splits)})
     if section.task == "seq2seq_lm" and columns is not None:
