@@ -25,6 +25,8 @@ from hfdistill.recipe import DataSection, RecipeError, StudentSection, TeacherSe
 
 USUAL_RATE = 16_000
 """Samples a second of nearly all speech models."""
+SIZED: tuple[Any, Any, Any] = (ASTFeatureExtractor, WhisperFeatureExtractor, Wav2Vec2FeatureExtractor)
+"""Extractors that have to know something of their model."""
 HOP = 160
 """Samples between two frames of Whisper's spectrogram; its encoder halves them."""
 
@@ -95,14 +97,15 @@ def _made(section: TeacherSection | StudentSection, config: PreTrainedConfig, da
     settings = config.to_dict()
     rate = data.sampling_rate or USUAL_RATE
     kind: Any = FEATURE_EXTRACTOR_MAPPING.get(type(config), None)
+    spectrogram, whisper, waves = SIZED
     if kind is None:
         raise RecipeError(
             f"{section.SECTION}.config.model_type: a {config.model_type} hears no recordings; expected one such as "
             "wav2vec2, hubert, audio-spectrogram-transformer or whisper."
         )
-    if kind is ASTFeatureExtractor:
+    if kind is spectrogram:
         return kind(sampling_rate=rate, num_mel_bins=settings["num_mel_bins"], max_length=settings["max_length"])
-    if kind is WhisperFeatureExtractor and "max_source_positions" in settings:
+    if kind is whisper and "max_source_positions" in settings:
         samples = 2 * HOP * settings["max_source_positions"]
         if samples % rate:
             raise RecipeError(
@@ -111,7 +114,7 @@ def _made(section: TeacherSection | StudentSection, config: PreTrainedConfig, da
                 f"{rate // (2 * HOP)} for one."
             )
         return kind(feature_size=settings["num_mel_bins"], sampling_rate=rate, chunk_length=samples // rate)
-    if kind is Wav2Vec2FeatureExtractor:
+    if kind is waves:
         # As Transformers has it: models with group norm were trained on padding without a mask.
         return kind(sampling_rate=rate, return_attention_mask=settings.get("feat_extract_norm") == "layer")
     options = {"sampling_rate": rate, "feature_size": settings.get("input_feat_per_channel")}

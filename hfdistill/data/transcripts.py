@@ -225,7 +225,8 @@ class SpokenCharacters(TranscriptKind):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "vocab.json"
             file.write_text(json.dumps(places), encoding="utf-8")
-            return Wav2Vec2CTCTokenizer(str(file), bos_token=None, eos_token=None, pad_token=BLANK, unk_token=UNKNOWN)
+            made: Any = Wav2Vec2CTCTokenizer
+            return made(str(file), bos_token=None, eos_token=None, pad_token=BLANK, unk_token=UNKNOWN)
 
 
 class SpokenTexts(TranscriptKind):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -75,7 +75,8 @@ def chosen_stacks(
     if fields is None:
         raise _refusal(teacher, "its config does not count the layers of its encoder and its decoder")
     names = {id(module): name for name, module in teacher.named_modules()}
-    parts = [names[id(part)] for part in (teacher.get_encoder(), teacher.get_decoder())]
+    halves: Any = teacher  # Transformers has no types for these two
+    parts = [names[id(part)] for part in (halves.get_encoder(), halves.get_decoder())]
     wanted = [
         settings[field] if given is None else given
         for field, given in zip(fields, (layers, decoder_layers), strict=True)
@@ -86,7 +87,7 @@ def chosen_stacks(
     ]
 
 
-def _settings_of(teacher: nn.Module) -> dict[str, object]:
+def _settings_of(teacher: nn.Module) -> dict[str, Any]:
     if not isinstance(teacher, PreTrainedModel):
         raise HfDistillError(
             f"The teacher is a {type(teacher).__name__}; {EXPECTED}. Unwrap it first (PEFT: "
