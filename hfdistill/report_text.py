@@ -29,7 +29,7 @@ MISSING = "–"
 _COMPARED = {
     MULTI_LABEL: "decisions (example × label)",
     "token_classification": "tokens",
-    "question_answering": "questions (the mean of start and end)",
+    "question_answering": "starts and ends, one of each in every window over a text",
     "causal_lm": "tokens",
     "masked_lm": "tokens",
     "seq2seq_lm": "tokens",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hfdistill.report import Report
 
 
-SHOWN = ("wer", "f1", "accuracy", "f1_micro", "r2", "mean_iou", "map", "perplexity", "loss")
+SHOWN = ("rougeLsum", "wer", "exact_match", "f1", "accuracy", "f1_micro", "r2", "mean_iou", "map", "perplexity", "loss")
 """Metrics for the line that tells of a finished stage."""
 
 

@@ -19,7 +19,7 @@ from hfdistill.data.questions import AnswerReader, Questions
 from hfdistill.data.texts import TextView
 from hfdistill.data.windows import Windows, window_source
 from hfdistill.recipe import DataSection, RecipeError
-from hfdistill.stages.answers import best_spans
+from hfdistill.stages.answers import Found, best_spans
 from tests.recipes import inputs
 
 
@@ -166,6 +166,18 @@ def test_the_best_span_lies_in_the_context_and_is_short_enough() -> None:
     assert context[int(first[0]) : int(last[0])] == "d e f"
     score, _, first, last = best_spans(logits, source, rows, 2)
     assert score[0] == 5.0 and context[int(first[0]) : int(last[0])] == "d"
+
+
+def test_the_best_window_answers_and_the_least_refusal_decides() -> None:
+    """The second window's span has the higher score; no answer wins only where every window prefers it."""
+    data = asked(LONG, ("a", "b c", [("c", 2)]), ("b", "c d", []))
+    source, contexts = windows(data, inputs.tokenizer(), 10, 2), data["context"][:]
+    score, first, last = ([4.0, 5.0, 1.0, 3.0, 2.0], [0.0, 6.0, 12.0, 2.0, 0.0], [1.0, 9.0, 13.0, 3.0, 3.0])
+    refusal = [9.0, 9.0, 4.0, 3.5, 1.0]
+    found = Found(*(torch.tensor(each, dtype=torch.float64) for each in (score, refusal, first, last)))
+    assert source.reader.refuses and found.texts(source, contexts) == ["f g", "", "c d"]
+    source.reader.refuses = False
+    assert found.texts(source, contexts) == ["f g", "c", "c d"]
 
 
 @pytest.mark.parametrize(
