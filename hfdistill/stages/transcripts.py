@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfdistill.contract import bare
 from hfdistill.data.transcripts import Transcribed, TranscriptView
 from hfdistill.knowledge import StepContext
 from hfdistill.losses import forward_kl
@@ -48,7 +49,8 @@ def written_scores(exam: Exam) -> Scores:
             return counts
         batch = examples.__getitems__(places)
         heard = {name: batch[name].to(exam.model.device) for name in SOUNDS if name in batch}
-        written: Any = exam.model.generate(**heard, **options)
+        model: Any = bare(exam.model)  # adapters lie within it
+        written = model.generate(**heard, **options)
         texts = view.tokenizer.batch_decode(written, skip_special_tokens=True)
         return counts | _errors(texts, _references(source, places), section.normalized_transcripts)
 
