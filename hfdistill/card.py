@@ -108,10 +108,11 @@ def term_facts(objective: Objective) -> tuple[TermFacts, ...]:
     """The terms of an objective with a positive weight, each option with its value, defaults included."""
     facts = []
     for term in objective.terms:
+        described = term.described() if isinstance(term, FeatureTerm) else {}
         if isinstance(term, Comparison):
             parameters = list(inspect.signature(term.loss).parameters.values())[2:]
             defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-            options = defaults | (term.described() if isinstance(term, FeatureTerm) else {}) | term.options
+            options = defaults | described | term.options
             facts.append(TermFacts(term.name, term.weight, loss_name(term.loss), options))
         elif isinstance(term, Boxes):
             facts.append(TermFacts(term.name, term.weight, "boxes", {"l1": term.l1, "giou": term.giou}))

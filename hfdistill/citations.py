@@ -16,6 +16,7 @@ class Source:
 DISTILLATION = "hinton2015distilling"
 
 SOURCES: dict[str, Source] = {
+    "attention_map_kl": Source("KL of the attention maps, mean over heads and queries", ("wang2020minilm",)),
     "attention_relation": Source(
         "KL of softmax(M Mᵀ/√d) between relation heads of queries, keys, values", ("wang2021minilmv2",)
     ),
@@ -234,6 +235,13 @@ BIBTEX: dict[str, str] = {
   booktitle = {IEEE/CVF International Conference on Computer Vision},
   year      = {2019},
   note      = {arXiv:1907.09682}
+}""",
+    "wang2020minilm": """@inproceedings{wang2020minilm,
+  title     = {{MiniLM}: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers},
+  author    = {Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2020},
+  note      = {arXiv:2002.10957}
 }""",
     "wang2021minilmv2": """@inproceedings{wang2021minilmv2,
   title     = {{MiniLMv2}: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers},

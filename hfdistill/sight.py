@@ -12,15 +12,11 @@ from torch import nn
 
 from hfdistill.errors import HfDistillError, nearest
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "encoder": ("encoder_hidden_states",),
-    "decoder": ("decoder_hidden_states",),
-    "text": ("text_model_output", "text_hidden_states"),
-    "vision": ("vision_model_output", "vision_hidden_states"),
-}
-"""Parts of a model with layers of their own, and the outputs that hold their hidden states."""
+PARTS = ("encoder", "decoder", "text", "vision")
+"""Parts of a model with layers of their own."""
 # Where an output offers a stage's states as a map too, the map needs no guess at its grid.
 AS_MAPS = "reshaped_hidden_states"
+HIDDEN, MAPS = "hidden_states", "attentions"
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,23 @@ class Seen:
     modules: dict[str, torch.Tensor] = field(default_factory=dict)
     projected: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def hidden(self, part: str | None) -> tuple[torch.Tensor, ...]:
-        """The embeddings' output and then each layer's; raises HfDistillError where the part has none."""
-        found = parts_of(self.outputs)
+    def layers(self, what: str, part: str | None) -> tuple[torch.Tensor, ...]:
+        """Hidden states (the embeddings' output first) or attention maps of a part's layers.
+
+        Errors: HfDistillError where the part has none.
+        """
+        found = parts_of(self.outputs, what)
         if part is None and len(found) == 1:
             (part,) = found
         if part is None or part not in found:
             names = ", ".join(repr(name) for name in found) or "none"
             raise HfDistillError(
-                f"Hidden states of {'the whole model' if part is None else repr(part)} were asked for; the model gives "
+                f"The {what} of {'the whole model' if part is None else repr(part)} were asked for; the model gives "
                 f"those of: {names}. Expected part= to be one of them; where there are none, take Module('its.name')."
             )
         return found[part]
 
-    def module(self, name: str) -> torch.Tensor:
+    def output_of(self, name: str) -> torch.Tensor:
         """The output of a named module."""
         if name not in self.modules:
             raise HfDistillError(
@@ -80,20 +79,19 @@ class Seen:
         return self.modules[name]
 
 
-def parts_of(outputs: Any) -> dict[str, tuple[torch.Tensor, ...]]:
-    """The hidden states of each part of a model that its outputs hold; those of a model of one part are ''."""
+def parts_of(outputs: Any, what: str) -> dict[str, tuple[torch.Tensor, ...]]:
+    """What a model's outputs hold of its layers, by part; that of a model of one part is ''."""
     if not isinstance(outputs, Mapping):
         return {}
     found: dict[str, tuple[torch.Tensor, ...]] = {}
-    whole = outputs.get(AS_MAPS) or outputs.get("hidden_states")
-    if whole is not None:
+    whole = (outputs.get(AS_MAPS) if what == HIDDEN else None) or outputs.get(what)
+    if whole is not None and any(each is not None for each in whole):
         found[""] = tuple(whole)
-    for part, names in PARTS.items():
-        for name in names:
-            held = outputs.get(name)
-            inner = parts_of(held).get("") if isinstance(held, Mapping) else held
-            if inner is not None:
-                found[part] = tuple(inner)
+    for part in PARTS:
+        model = outputs.get(f"{part}_model_output")
+        inner = parts_of(model, what).get("") if isinstance(model, Mapping) else outputs.get(f"{part}_{what}")
+        if inner is not None and any(each is not None for each in inner):
+            found[part] = tuple(inner)
     return found
 
 

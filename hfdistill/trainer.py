@@ -29,6 +29,7 @@ from hfdistill.objective import Objective
 from hfdistill.pairing import paired
 from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
+from hfdistill.sight import unwrapped
 from hfdistill.tasks import Queries, Task, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
 from hfdistill.teachers import LiveTeacher, OwnBase, OwnBaseTeacher, Targets, Teacher, ZeroShotTeacher
@@ -129,28 +130,27 @@ class DistillationTrainer(SavingTrainer):
         pairing = paired(self.model, teacher, row, self.task, self.objective, processing_classes, self.args.device)
         self.task, self.tokens = pairing.task, pairing.tokens
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        self.features.check(self.model, teacher)
-        fields = (*self.objective.fields, *self.task.fields)
-        return LiveTeacher(prepared, pairing.columns, pairing.read, fields, self.features.teacher_sight)
+        return LiveTeacher(prepared, pairing.columns, pairing.read, (*self.objective.fields, *self.task.fields))
 
     def _own_base(self) -> Teacher:
         check_base_teaches(self.model)
         self.teacher_name = self._start()
         fields = (*self.objective.fields, *self.task.fields)
-        self.features.check(self.model, self.model)
-        student = lambda: cast(PeftModel, self.model)  # noqa: E731
-        return OwnBaseTeacher(student, self.task.logits, fields, self.features.teacher_sight)
+        return OwnBaseTeacher(lambda: cast(PeftModel, self.model), self.task.logits, fields)
 
     def _bind_features(self) -> None:
         """Find out by one forward of each model what the terms compare, and make their projectors."""
-        if not self.features or self.features.bindings or self.teacher is None:
+        teacher = self.teacher
+        if not self.features or self.features.bindings or not isinstance(teacher, (LiveTeacher, OwnBaseTeacher)):
             return
+        bare = self.model if isinstance(teacher, OwnBaseTeacher) else unwrapped(teacher.model)
+        teacher.sight = self.features.look(self.model, bare)
         collator = self._get_collator_with_removed_columns(self.data_collator)
         batch = first_batch(self.train_dataset if self.train_dataset is not None else self.eval_dataset, collator)
         if batch:
             inputs: Mapping[str, Any] = self._prepare_inputs(dict(batch))
-            teacher = self.teacher(self.views.teacher(inputs)).seen
-            self.features.bind(self.model, self.views.student(inputs), teacher, self.args.seed)
+            shown = teacher(self.views.teacher(inputs)).seen
+            self.features.bind(self.model, self.views.student(inputs), shown, self.args.seed)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, with adapters where they were asked for."""

@@ -1,14 +1,15 @@
-"""Knowledge inside the models: hidden states, named modules, relations between examples; projectors between widths."""
+"""Knowledge inside the models: hidden states, attention, named modules, relations, and projectors between widths."""
 
 from __future__ import annotations
 
+from hfdistill.features.attentions import Attentions
 from hfdistill.features.regions import Labelled, Span, Window
 from hfdistill.features.relations import Relations
 from hfdistill.features.terms import FeatureTerm, HiddenStates, Module
 from hfdistill.features.watch import FeatureStep, FeatureWatch
-from hfdistill.sight import Seen, Sight
 
 __all__ = [
+    "Attentions",
     "FeatureStep",
     "FeatureTerm",
     "FeatureWatch",
@@ -16,8 +17,6 @@ __all__ = [
     "Labelled",
     "Module",
     "Relations",
-    "Seen",
-    "Sight",
     "Span",
     "Window",
 ]

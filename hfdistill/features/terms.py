@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from hfdistill.errors import HfDistillError
 from hfdistill.features.layers import LAST, Layers, checked_layers, layer_pairs
@@ -15,7 +16,7 @@ from hfdistill.features.projectors import Plan, Projectors
 from hfdistill.features.regions import Region
 from hfdistill.knowledge import Comparison, Loss, StepContext, loss_name
 from hfdistill.losses import LOSSES, attention_transfer, channel_wise_kl, hint
-from hfdistill.sight import Seen, Sight
+from hfdistill.sight import HIDDEN, Seen, Sight, check_modules
 from hfdistill.tasks import Task
 from hfdistill.tasks.layouts import first_tensor
 
@@ -32,6 +33,15 @@ class Source:
     name: str
     student: Read
     teacher: Read
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the two models have to show for a term, and which pairs of tensors that gives."""
+
+    student: Sight
+    teacher: Sight
+    sources: Callable[[Seen, Seen], Sequence[Source]]
 
 
 @dataclass(frozen=True)
@@ -86,34 +96,24 @@ class FeatureTerm(Comparison):
         """What is compared, for people."""
         raise NotImplementedError
 
-    @property
-    def student_sight(self) -> Sight:
-        """What the student has to show."""
-        raise NotImplementedError
-
-    @property
-    def teacher_sight(self) -> Sight:
-        """What the teacher has to show."""
+    def look(self, student: nn.Module, teacher: nn.Module) -> Look:
+        """What both bare models have to show; raises HfDistillError for modules that one of them lacks."""
         raise NotImplementedError
 
     def check(self, num_classes: int | None, task: Task) -> None:
         """Nothing: what a term can compare shows in the first forward (`bound`)."""
-
-    def sources(self, student: Seen, teacher: Seen) -> Sequence[Source]:
-        """The pairs of tensors to compare, found from one forward of each model."""
-        raise NotImplementedError
 
     @property
     def over_positions(self) -> bool:
         """Whether each position is a row."""
         return self.loss not in OF_MAPS
 
-    def bound(self, student: Seen, teacher: Seen, widths: tuple[frozenset[int], frozenset[int]]) -> Binding:
+    def bound(self, look: Look, student: Seen, teacher: Seen, widths: tuple[frozenset[int], frozenset[int]]) -> Binding:
         """What follows from one forward of each model: the pairs, and the projectors between different widths.
 
         Errors: HfDistillError for layers that do not exist, and for features that cannot be compared.
         """
-        binding = Binding(tuple(self.sources(student, teacher)), widths)
+        binding = Binding(tuple(look.sources(student, teacher)), widths)
         plans: dict[str, Plan] = {}
         for source in binding.sources:
             ours, theirs = self._features(source, binding, student, teacher, {})
@@ -299,24 +299,18 @@ class HiddenStates(FeatureTerm):
         """Which layers."""
         return {"layers": self.layers}
 
-    @property
-    def student_sight(self) -> Sight:
-        """Hidden states."""
-        return Sight(hidden_states=True)
-
-    @property
-    def teacher_sight(self) -> Sight:
-        """Hidden states."""
-        return Sight(hidden_states=True)
-
-    def sources(self, student: Seen, teacher: Seen) -> Sequence[Source]:
-        """A pair for each pair of layers."""
-        counts = len(student.hidden(self.part)), len(teacher.hidden(self.part))
+    def look(self, student: nn.Module, teacher: nn.Module) -> Look:
+        """Hidden states, a pair for each pair of layers."""
 
         def read(place: int) -> Read:
-            return lambda seen: seen.hidden(self.part)[place]
+            return lambda seen: seen.layers(HIDDEN, self.part)[place]
 
-        return [Source(f"layer_{ours}", read(ours), read(theirs)) for ours, theirs in layer_pairs(self.layers, *counts)]
+        def sources(student: Seen, teacher: Seen) -> Sequence[Source]:
+            counts = len(student.layers(HIDDEN, self.part)), len(teacher.layers(HIDDEN, self.part))
+            pairs = layer_pairs(self.layers, *counts)
+            return [Source(f"layer_{ours}", read(ours), read(theirs)) for ours, theirs in pairs]
+
+        return Look(Sight(hidden_states=True), Sight(hidden_states=True), sources)
 
 
 class Module(FeatureTerm):
@@ -360,22 +354,13 @@ class Module(FeatureTerm):
         """Which module."""
         return {"module": self.module}
 
-    @property
-    def student_sight(self) -> Sight:
-        """The module."""
-        return Sight(modules=(self.module,))
-
-    @property
-    def teacher_sight(self) -> Sight:
-        """The module."""
-        return Sight(modules=(self.teacher_module,))
-
-    def sources(self, student: Seen, teacher: Seen) -> Sequence[Source]:
-        """One pair."""
-        return [
-            Source(
-                self.module,
-                lambda seen: seen.module(self.module),
-                lambda seen: seen.module(self.teacher_module),
-            )
-        ]
+    def look(self, student: nn.Module, teacher: nn.Module) -> Look:
+        """The module of each; raises HfDistillError for one that is not there, naming the nearest."""
+        check_modules(student, (self.module,), "student")
+        check_modules(teacher, (self.teacher_module,), "teacher")
+        source = Source(
+            self.module,
+            lambda seen: seen.output_of(self.module),
+            lambda seen: seen.output_of(self.teacher_module),
+        )
+        return Look(Sight(modules=(self.module,)), Sight(modules=(self.teacher_module,)), lambda ours, theirs: [source])

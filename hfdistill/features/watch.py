@@ -14,9 +14,9 @@ from torch import nn
 from hfdistill.errors import HfDistillError
 from hfdistill.features.layout import config_widths
 from hfdistill.features.projectors import ATTRIBUTE, Plan, Projectors
-from hfdistill.features.terms import Binding, FeatureTerm
+from hfdistill.features.terms import Binding, FeatureTerm, Look
 from hfdistill.knowledge import Term
-from hfdistill.sight import Seen, Sight, check_modules, watched
+from hfdistill.sight import NOTHING, Seen, Sight, watched
 from hfdistill.teachers import Targets
 
 PROJECTED = "distillation_features"
@@ -36,7 +36,9 @@ class FeatureWatch:
     """Owned by a trainer; idle where no term asks for features."""
 
     terms: tuple[FeatureTerm, ...] = ()
+    looks: dict[str, Look] = field(default_factory=dict)
     bindings: dict[str, Binding] = field(default_factory=dict)
+    student_sight: Sight = NOTHING
     teacher_widths: frozenset[int] = frozenset()
     projectors: Projectors = field(default_factory=lambda: Projectors({}, 0, torch.device("cpu")))
 
@@ -48,23 +50,15 @@ class FeatureWatch:
     def __bool__(self) -> bool:
         return bool(self.terms)
 
-    @property
-    def student_sight(self) -> Sight:
-        """All that the terms ask of the student."""
-        return _together([term.student_sight for term in self.terms])
+    def look(self, student: nn.Module, teacher: nn.Module) -> Sight:
+        """Find out what both bare models have to show; returns the teacher's.
 
-    @property
-    def teacher_sight(self) -> Sight:
-        """All that the terms ask of the teacher."""
-        return _together([term.teacher_sight for term in self.terms])
-
-    def check(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Refuse modules that one of the models lacks; note how wide the teacher is."""
-        if not self.terms:
-            return
-        check_modules(student, self.student_sight.modules, "student")
-        check_modules(teacher, self.teacher_sight.modules, "teacher")
+        Errors: HfDistillError for modules that one of them lacks.
+        """
+        self.looks = {term.name: term.look(student, teacher) for term in self.terms}
+        self.student_sight = _together([look.student for look in self.looks.values()])
         self.teacher_widths = config_widths(teacher)
+        return _together([look.teacher for look in self.looks.values()])
 
     @property
     def arguments(self) -> dict[str, bool]:
@@ -80,7 +74,7 @@ class FeatureWatch:
             return
         seen = _dry(student, self.student_sight, inputs)
         widths = (config_widths(student), self.teacher_widths)
-        self.bindings = {term.name: term.bound(seen, teacher, widths) for term in self.terms}
+        self.bindings = {term.name: term.bound(self.looks[term.name], seen, teacher, widths) for term in self.terms}
         plans: dict[str, Plan] = {
             term.key(name): plan for term in self.terms for name, plan in self.bindings[term.name].plans.items()
         }

@@ -14,6 +14,7 @@ from hfdistill.losses.decoupled import decoupled_kl, normalized_kd
 from hfdistill.losses.divergence import bernoulli_kl, forward_kl, jensen_shannon, reverse_kl, skew_kl
 from hfdistill.losses.feature import attention_transfer, channel_wise_kl, cosine_distance, hint, pkd
 from hfdistill.losses.logits import hard_label, logit_mse
+from hfdistill.losses.maps import attention_map_kl
 from hfdistill.losses.relation import (
     contrastive,
     probabilistic_transfer,
@@ -24,6 +25,7 @@ from hfdistill.losses.standardization import standardize
 from hfdistill.losses.top_k import top_k_kl
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
+    "attention_map_kl": attention_map_kl,
     "attention_relation": attention_relation,
     "attention_transfer": attention_transfer,
     "bernoulli_kl": bernoulli_kl,
@@ -66,6 +68,7 @@ def check_classes(loss: str | Callable[..., Tensor], num_classes: int, *, standa
 
 __all__ = [
     "LOSSES",
+    "attention_map_kl",
     "attention_relation",
     "attention_transfer",
     "bernoulli_kl",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from hfdistill.errors import HfDistillError
-from hfdistill.recipe.values import RecipeError, converted, unknown_key
+from hfdistill.recipe.features import feature_term
+from hfdistill.recipe.values import RecipeError, bound_to, converted, unknown_key
 
 if TYPE_CHECKING:
     from hfdistill.knowledge import Term
@@ -39,7 +39,7 @@ def terms_of(entries: Sequence[Mapping[str, Any]], path: str) -> list[Term]:
 def _task(options: Options, path: str) -> Term:
     from hfdistill.knowledge import TaskLoss
 
-    return TaskLoss(**_bound(TaskLoss.__init__, options, path, ["weight"]))
+    return TaskLoss(**bound_to(TaskLoss.__init__, options, path, ["weight"]))
 
 
 def _logits(options: Options, path: str) -> Term:
@@ -50,7 +50,7 @@ def _logits(options: Options, path: str) -> Term:
     try:
         loss = loss_named(converted(own.pop("loss", "forward_kl"), str, f"{path}.loss"))
         bound_options(loss, others)
-        return Logits(loss, **_bound(Logits.__init__, own, path, ["weight", "name"]), **_bound(loss, others, path))
+        return Logits(loss, **bound_to(Logits.__init__, own, path, ["weight", "name"]), **bound_to(loss, others, path))
     except RecipeError:
         raise
     except HfDistillError as error:
@@ -60,76 +60,13 @@ def _logits(options: Options, path: str) -> Term:
 def _boxes(options: Options, path: str) -> Term:
     from hfdistill.boxes import Boxes
 
-    return Boxes(**_bound(Boxes.__init__, options, path, ["weight", "name", "l1", "giou"]))
+    return Boxes(**bound_to(Boxes.__init__, options, path, ["weight", "name", "l1", "giou"]))
 
 
 def _masks(options: Options, path: str) -> Term:
     from hfdistill.boxes import Masks
 
-    return Masks(**_bound(Masks.__init__, options, path, ["weight", "name", "pixels", "dice"]))
-
-
-def _features(term: str) -> Callable[[Options, str], Term]:
-    """A reader of the terms on features, whose options are the term's own and then its loss's."""
-
-    def made(options: Options, path: str) -> Term:
-        from hfdistill import features
-        from hfdistill.knowledge import bound_options, loss_named
-
-        kind: Any = {"hidden_states": features.HiddenStates, "module": features.Module, "relations": features.Relations}
-        own_names = [name for name in inspect.signature(kind[term].__init__).parameters if name not in READ_APART]
-        own = {key: value for key, value in options.items() if key in own_names}
-        given = {} if "loss" not in options else {"loss": converted(options["loss"], str, f"{path}.loss")}
-        region = {} if "region" not in options else {"region": _region(options["region"], f"{path}.region")}
-        layers = {} if "layers" not in options else {"layers": options["layers"]}
-        others = {key: value for key, value in options.items() if key not in own and key not in READ_APART}
-        try:
-            default = inspect.signature(kind[term].__init__).parameters["loss"].default
-            loss = loss_named(given.get("loss", default))
-            known = [*own_names, *READ_APART[1:-1], *list(inspect.signature(loss).parameters)[2:]]
-            for key in others:
-                if key not in known:
-                    raise unknown_key(f"{path}.{key}", known)
-            if "module" in own_names and "module" not in own:
-                raise RecipeError(f"{path}.module: this key is missing; expected the name of a module.")
-            bound_options(loss, others)
-            bound = _bound(kind[term].__init__, own, path, own_names) | _bound(loss, others, path)
-            return kind[term](**given, **region, **layers, **bound)  # type: ignore[no-any-return]
-        except RecipeError:
-            raise
-        except HfDistillError as error:
-            raise RecipeError(f"{path}: {error}") from error
-
-    return made
-
-
-READ_APART = ("self", "loss", "region", "layers", "options")
-
-
-def _region(given: Any, path: str) -> Any:
-    from hfdistill.features import Labelled, Span, Window
-
-    kinds: dict[str, Any] = {"window": Window, "span": Span, "labelled": Labelled}
-    if not isinstance(given, Mapping) or len(given) != 1:
-        raise RecipeError(
-            f"{path}: got {given!r}, expected one of {', '.join(kinds)}, such as {{span: {{start: 1, end: 9}}}}."
-        )
-    ((kind, options),) = given.items()
-    if kind not in kinds:
-        raise unknown_key(f"{path}.{kind}", kinds)
-    return kinds[kind](**_bound(kinds[kind].__init__, options or {}, f"{path}.{kind}"))
-
-
-def _bound(function: Any, options: Options, path: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
-    """The options as the types that `function` declares."""
-    names = list(inspect.signature(function).parameters) if allowed is None else allowed
-    hints = get_type_hints(function)
-    values = {}
-    for key, value in options.items():
-        if key not in names:
-            raise unknown_key(f"{path}.{key}", names)
-        values[key] = converted(value, hints[key], f"{path}.{key}")
-    return values
+    return Masks(**bound_to(Masks.__init__, options, path, ["weight", "name", "pixels", "dice"]))
 
 
 KINDS: dict[str, Callable[[Options, str], Term]] = {
@@ -137,8 +74,9 @@ KINDS: dict[str, Callable[[Options, str], Term]] = {
     "logits": _logits,
     "boxes": _boxes,
     "masks": _masks,
-    "hidden_states": _features("hidden_states"),
-    "module": _features("module"),
-    "relations": _features("relations"),
+    "hidden_states": feature_term("hidden_states"),
+    "attentions": feature_term("attentions"),
+    "module": feature_term("module"),
+    "relations": feature_term("relations"),
 }
 """Kinds of terms that a recipe can name."""

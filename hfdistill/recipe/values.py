@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hfdistill.errors import HfDistillError, nearest
 
@@ -150,3 +151,17 @@ def _described(expected: Any) -> str:
 
 def _wrong(value: Any, expected: str, path: str, hint: str = "") -> RecipeError:
     return RecipeError(f"{path}: got {value!r}, expected {expected}{hint or '.'}")
+
+
+def bound_to(
+    function: Any, options: Mapping[str, Any], path: str, allowed: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The options as the types that `function` declares. Errors: RecipeError for one that it does not have."""
+    names = list(inspect.signature(function).parameters) if allowed is None else allowed
+    hints = get_type_hints(function)
+    values = {}
+    for key, value in options.items():
+        if key not in names:
+            raise unknown_key(f"{path}.{key}", names)
+        values[key] = converted(value, hints[key], f"{path}.{key}")
+    return values

@@ -23,6 +23,7 @@ class Case:
     name: str
     shape: tuple[int, ...] = (WIDTH,)
     options: tuple[tuple[str, object], ...] = ()
+    distributions: bool = False
 
     @property
     def function(self) -> Callable[..., Tensor]:
@@ -35,6 +36,8 @@ class Case:
     def pair(self, dtype: torch.dtype = torch.float64, rows: int = ROWS) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(7)
         student, teacher = torch.randn(2, rows, *self.shape, dtype=torch.float64, generator=generator)
+        if self.distributions:
+            student, teacher = student.softmax(-1), teacher.softmax(-1)
         return student.to(dtype).requires_grad_(), teacher.to(dtype)
 
     def __call__(self, student: Tensor, teacher: Tensor, **options: object) -> Tensor:
@@ -51,6 +54,7 @@ class Case:
 SPECIAL = {
     case.name: case
     for case in (
+        Case("attention_map_kl", (2, 4, 4), distributions=True),
         Case("attention_relation", (4, WIDTH), (("relation_heads", 2),)),
         Case("attention_transfer", (4, WIDTH)),
         Case("channel_wise_kl", (4, WIDTH)),

@@ -110,6 +110,27 @@ def test_hand_worked_value(name, student, teacher, options, expected):
 # Student features, teacher features, options, one value a row.
 HAND_WORKED_FEATURES = [
     (
+        "attention_map_kl",  # the second query agrees
+        [[[[1 / 2, 1 / 2], [1 / 4, 3 / 4]]]],
+        [[[[3 / 4, 1 / 4], [1 / 4, 3 / 4]]]],
+        {},
+        [1 / 2 * (3 / 4 * log(3 / 2) + 1 / 4 * log(1 / 2))],
+    ),
+    (
+        "attention_map_kl",  # the last position is padding; what looks at it is shared out
+        [[[[1 / 4, 1 / 4, 1 / 2], [1 / 8, 3 / 8, 1 / 2], [1 / 3, 1 / 3, 1 / 3]]]],
+        [[[[3 / 4, 1 / 4, 0.0], [1 / 4, 3 / 4, 0.0], [1.0, 0.0, 0.0]]]],
+        {"attention_mask": [[1, 1, 0]]},
+        [1 / 2 * (3 / 4 * log(3 / 2) + 1 / 4 * log(1 / 2))],
+    ),
+    (
+        "attention_map_kl",  # two heads of the student against one: their mean is 1/2, 1/2
+        [[[[1.0, 0.0], [1 / 4, 3 / 4]], [[0.0, 1.0], [1 / 4, 3 / 4]]]],
+        [[[[3 / 4, 1 / 4], [1 / 4, 3 / 4]]]],
+        {},
+        [1 / 2 * (3 / 4 * log(3 / 2) + 1 / 4 * log(1 / 2))],
+    ),
+    (
         "attention_relation",  # one head of width 1: scores are m_i m_j
         [[[0.0], [sqrt(log(2))]]],
         [[[sqrt(log(3))], [0.0]]],

@@ -11,6 +11,7 @@ from hfdistill.losses import LOSSES, check_classes, decoupled_kl, dist, forward_
 
 LABELS = {"decoupled_kl", "normalized_kd"}
 FEATURE_LOSSES = {
+    "attention_map_kl",
     "attention_relation",
     "attention_transfer",
     "channel_wise_kl",
