@@ -47,8 +47,8 @@ def in_shares(
     if outside.any():
         first = boxes[outside][0].tolist()
         raise HfDistillError(
-            f"Row {row} has a box from {first[:2]} to {first[2:]} in an image of {size[0]} x {size[1]} pixels; expected "
-            "one inside. Check data.box_format, and that boxes are in pixels."
+            f"Row {row} has a box from {first[:2]} to {first[2:]} in an image of {size[0]} x {size[1]} pixels; "
+            "expected one inside. Check data.box_format, and that boxes are in pixels."
         )
     cut = scaled.clip(0, 1)
     sides = cut[:, 2:] - cut[:, :2]

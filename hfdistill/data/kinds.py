@@ -10,9 +10,9 @@ from hfdistill.data.columns import AUDIO, IMAGE, TEXT, input_columns
 from hfdistill.data.images import Images
 from hfdistill.data.kind import Kind
 from hfdistill.data.language import MaskedText, RunningText
+from hfdistill.data.objects import Objects
 from hfdistill.data.questions import TASK as ANSWERING
 from hfdistill.data.questions import Questions
-from hfdistill.data.objects import Objects
 from hfdistill.data.recordings import SpokenClasses
 from hfdistill.data.regions import Regions
 from hfdistill.data.tags import TASK as TAGGING

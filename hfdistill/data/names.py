@@ -10,14 +10,25 @@ from huggingface_hub import hf_hub_download
 
 from hfdistill.recipe import RecipeError
 
+THE_TEACHERS = "teacher"
+"""Instead of names: those of a teacher that is used as it is, in order of its numbers."""
 
-def given_names(given: str | Sequence[str]) -> tuple[str, ...]:
+
+def given_names(given: str | Sequence[str], known: Sequence[str] | None) -> tuple[str, ...]:
     """The names of data.class_names in order of their numbers: as they are, or from a json file, here or on the Hub.
 
-    Errors: RecipeError for a file that is not there, or that holds neither a list nor a mapping of numbers to names.
+    `known` are those of a teacher that is used as it is. Errors: RecipeError for a file that is not there, or that
+    holds neither a list nor a mapping of numbers to names, and where there is no such teacher.
     """
     if not isinstance(given, str):
         return tuple(given)
+    if given == THE_TEACHERS:
+        if known is None:
+            raise RecipeError(
+                "data.class_names: the teacher's names are those of the data while it is fine-tuned; name the classes, "
+                "or take a teacher without teacher.finetune."
+            )
+        return tuple(known)
     file = Path(given).expanduser()
     if not file.is_file():
         file = _from_hub(given)

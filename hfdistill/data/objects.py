@@ -142,11 +142,17 @@ class ObjectReader:
             )
         self.box, self.category = self._part(parts, BOXES), self._part(parts, CATEGORIES)
         self.crowd = next((name for name in CROWDS if name in parts), None)
-        names = self._names(train, parts[self.category] if listed else _member(parts[self.category]))
-        given = section.class_names if section.class_names is None else given_names(section.class_names)
-        if given is None and names is not None:
-            given = names
-        self.space = LabelSpace(TASK, tuple(given or self._numbers(train, known_names)))
+        category = parts[self.category] if listed else _member(parts[self.category])
+        names = self._names(train, category)
+        if section.class_names is not None:
+            given = given_names(section.class_names, known_names)
+            if isinstance(category, datasets.ClassLabel) and len(category.names) != len(given):
+                raise RecipeError(
+                    f"data.class_names: {len(given)} names came for the {len(category.names)} classes of "
+                    f"{self.column!r} ({', '.join(category.names[:3])}, ...); expected a name for each, in their order."
+                )
+            names = given
+        self.space = LabelSpace(TASK, self._numbers(train, known_names) if names is None else names)
         self._places = {name: place for place, name in enumerate(self.space.names)}
 
     def _part(self, parts: Mapping[str, Any], known: Sequence[str]) -> str:

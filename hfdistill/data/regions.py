@@ -130,7 +130,7 @@ class RegionReader:
                 f"data.label_column: {self.column!r} holds {train.features[self.column]}; expected images whose pixels "
                 "are class indices."
             )
-        given = known_names if section.class_names is None else given_names(section.class_names)
+        given = known_names if section.class_names is None else given_names(section.class_names, known_names)
         self.ignores = given is None or len(given) <= IGNORED
         names = self._numbered(train) if given is None else tuple(given)
         self.ignores = len(names) <= IGNORED

@@ -17,11 +17,11 @@ from hfdistill.data.digits import NAMES, digits
 
 SIDE = 64
 """Pixels along a picture's edge."""
-LEAST, MOST = 2, 5
+LEAST, MOST = 1, 4
 """Digits in a picture."""
-SMALLEST, LARGEST = 14, 26
+SMALLEST, LARGEST = 20, 36
 """Pixels along the edge of a digit with its margin."""
-INK = 0.45
+INK = 0.4
 """Share of a digit's brightest pixel from which on a pixel is part of it."""
 OVERLAP = 0.15
 """Share of its box that a digit may lie over another."""

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
@@ -19,6 +17,7 @@ from hfdistill.doctor import diagnose
 from hfdistill.recipe import load_recipe
 from hfdistill.stages import Reporter, run_recipe
 from hfdistill.stages.detections import surest
+from tests import scenes
 from tests.recipes import inputs
 
 YOLOS: dict[str, Any] = {
@@ -39,33 +38,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def scenes(rows: int, seed: int) -> datasets.Dataset:
-    """Dark and light squares on grey, up to two an image."""
-    generator = np.random.default_rng(seed)
-    images, objects = [], []
-    for row in range(rows):
-        pixels = np.full((24, 32), 128, np.uint8)
-        boxes, categories = [], []
-        for half in range(row % 3):
-            category, left, top = int(generator.integers(2)), int(16 * half + generator.integers(6)), 8
-            pixels[top : top + 10, left : left + 10] = (20, 240)[category]
-            boxes.append([left, top, 10, 10])
-            categories.append(category)
-        images.append(Image.fromarray(pixels))
-        objects.append({"bbox": boxes, "category": categories})
-    listed = datasets.List(datasets.List(datasets.Value("float32"), length=4))
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "objects": {"bbox": listed, "category": datasets.List(datasets.ClassLabel(names=NAMES))},
-        }
-    )
-    return datasets.Dataset.from_dict({"image": images, "objects": objects}, features=features)
-
-
 def recipe_file(folder: Path, **sections: dict[str, Any]) -> Path:
     rows = {"train": 24, "validation": 6, "test": 8}
-    splits = {name: scenes(count, seed) for seed, (name, count) in enumerate(rows.items())}
+    splits = {name: scenes.boxes(count, seed, NAMES) for seed, (name, count) in enumerate(rows.items())}
     whole: dict[str, dict[str, Any]] = {
         "teacher": {"config": YOLOS, "finetune": {"max_steps": 12}},
         "student": {"config": {**YOLOS, "hidden_size": 8}},

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
@@ -20,7 +19,9 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from hfdistill.doctor import diagnose
 from hfdistill.recipe import load_recipe
 from hfdistill.stages import Reporter, run_recipe
+from tests import scenes
 from tests.recipes import inputs
+from tests.scenes import NAMES
 
 SEGFORMER: dict[str, Any] = {
     "model_type": "segformer",
@@ -36,7 +37,6 @@ SEGFORMER: dict[str, Any] = {
     "drop_path_rate": 0.0,
     "classifier_dropout_prob": 0.0,
 }
-NAMES = ["dark", "light", "white"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,22 +46,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def scenes(rows: int, seed: int) -> datasets.Dataset:
-    """Squares of three greys, told by their map; a row of each map does not count."""
-    generator = np.random.default_rng(seed)
-    maps = generator.integers(0, 3, (rows, 4, 4), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
-    greys = (40 + 80 * maps + generator.integers(0, 30, maps.shape)).astype(np.uint8)
-    maps[:, 0] = 255
-    columns = {"image": [Image.fromarray(each) for each in greys], "map": [Image.fromarray(each) for each in maps]}
-    return datasets.Dataset.from_dict(
-        columns, features=datasets.Features({"image": datasets.Image(), "map": datasets.Image()})
-    )
-
-
 def recipe_file(folder: Path, **sections: dict[str, Any]) -> Path:
-    splits = {
-        name: scenes(rows, seed) for seed, (name, rows) in enumerate([("train", 24), ("validation", 6), ("test", 7)])
-    }
+    rows = {"train": 24, "validation": 6, "test": 7}
+    splits = {name: scenes.maps(count, seed) for seed, (name, count) in enumerate(rows.items())}
     whole: dict[str, dict[str, Any]] = {
         "teacher": {"config": SEGFORMER, "finetune": {"max_steps": 60}},
         "student": {"config": {**SEGFORMER, "hidden_sizes": [4, 8]}},

@@ -117,6 +117,9 @@ def test_names_come_from_the_data_the_recipe_or_the_teacher() -> None:
     words = [{"bbox": [[0, 0, 4, 4]], "category": [each]} for each in ("owl", "cat")]
     assert kind(scenes()).reader.space.names == ("cat", "dog", "owl")
     assert kind(scenes(), class_names=["a", "b", "c"]).reader.space.names == ("a", "b", "c")
+    assert kind(scenes(), class_names="teacher", known=["x", "y", "z"]).reader.space.names == ("x", "y", "z")
+    with pytest.raises(RecipeError, match="2 names came for the 3 classes"):
+        kind(scenes(), class_names=["a", "b"])
     assert kind(scenes(words, datasets.Value("string"))).reader.space.names == ("cat", "owl")
     assert kind(numbers, known=["N/A", "b", "c", "d"]).reader.space.names == ("N/A", "b", "c", "d")
     assert kind(numbers).reader.space.names == ("0", "1", "2")

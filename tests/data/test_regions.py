@@ -138,15 +138,18 @@ def test_class_names_come_from_a_list_a_file_or_the_teacher(tmp_path: Path) -> N
     (tmp_path / "list.json").write_text(json.dumps(["a", "b"]))
     (tmp_path / "mapping.json").write_text(json.dumps({"1": "b", "0": "a"}))
     (tmp_path / "holes.json").write_text(json.dumps({"1": "b"}))
-    assert given_names(["a", "b"]) == ("a", "b")
-    assert given_names(str(tmp_path / "list.json")) == ("a", "b")
-    assert given_names(str(tmp_path / "mapping.json")) == ("a", "b")
+    assert given_names(["a", "b"], None) == ("a", "b")
+    assert given_names(str(tmp_path / "list.json"), None) == ("a", "b")
+    assert given_names(str(tmp_path / "mapping.json"), None) == ("a", "b")
     known = Regions(scenes(), section(), ("image",), ["x", "y", "z"]).reader
     assert known.space.names == ("x", "y", "z")
+    assert given_names("teacher", ["x", "y"]) == ("x", "y")
+    with pytest.raises(RecipeError, match="without teacher.finetune"):
+        given_names("teacher", None)
     with pytest.raises(RecipeError, match="mapping from 0, 1, 2"):
-        given_names(str(tmp_path / "holes.json"))
+        given_names(str(tmp_path / "holes.json"), None)
     with pytest.raises(RecipeError, match="there is no file"):
-        given_names(str(tmp_path / "missing.json"))
+        given_names(str(tmp_path / "missing.json"), None)
 
 
 def test_a_changed_map_changes_its_mark_and_a_missing_one_is_only_for_training() -> None:

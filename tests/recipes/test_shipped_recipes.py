@@ -13,11 +13,11 @@ import yaml
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 import hfdistill.report
-from hfdistill.recipe import Recipe, load_recipe, shipped_recipes
+from hfdistill.recipe import DataSection, Recipe, load_recipe, shipped_recipes
 from hfdistill.recipe.shipped import recipe_path
 from hfdistill.stages import Reporter, run_recipe
 from hfdistill.stages.run import Run
-from tests import sounds, tiny_pairs
+from tests import scenes, sounds, tiny_pairs
 from tests.recipes import inputs
 
 QUICK = {
@@ -46,6 +46,8 @@ TOKEN_MODELS = {
     "wikitext_mlm": "masked_lm",
 }
 """Teachers with a head over tokens."""
+SCENES = ("digit_scenes", "digit_scenes_detection")
+"""Recipes of the embedded pictures."""
 AUDIO_MODELS = ("librispeech_ctc", "speech_commands", "whisper")
 """Recipes of recordings whose teacher is on the Hub."""
 
@@ -55,6 +57,7 @@ def no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed and report have tests of their own; here they would take most of the time."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(Run, "_measure", lambda self: None)
+    monkeypatch.setattr("hfdistill.data.scenes.PICTURES", {"train": 24, "validation": 4, "test": 4})
     monkeypatch.setattr(hfdistill.report, "write_report", lambda folder: None)
 
 
@@ -74,6 +77,15 @@ def changes(name: str, folder: Path) -> dict[str, str]:
     if name == "squad":
         student = inputs.token_model_folder(folder / "student", "question_answering")
         found |= {"student.model": student, "data.doc_stride": "2"}
+    if name in ("ade20k", "sidewalk"):
+        models = {role: scenes.segformer_folder(folder / role) for role in ("teacher", "student")}
+        found |= {f"{role}.model": model for role, model in models.items()}
+    if name == "sidewalk":
+        found |= {"data.class_names": f"[{', '.join(scenes.NAMES)}]"}
+    if name == "coco_detr":
+        teacher = scenes.rt_detr_folder(folder / "teacher")
+        found |= {"teacher.model": teacher, "student.model": scenes.rt_detr_folder(folder / "student")}
+        found |= {"data.test_split": "validation"}  # what local files called val are
     if name in AUDIO_MODELS:
         found |= audio_changes(name, folder)
     if name == "cnn_dailymail":
@@ -83,9 +95,12 @@ def changes(name: str, folder: Path) -> dict[str, str]:
     if name == "imagefolder":
         student = inputs.model_folder(folder / "student", "mobilenet_v2", num_labels=7)
         return found | {"student.model": student, "data.dataset": inputs.picture_folder(folder / "pictures")}
+    if name in SCENES:
+        few = load_recipe(name).data.labelled is not None
+        return found | {"data.image_size": "32"} | ({"data.labelled": "8"} if few else {})
     if name == "digits":
         return found | {"data.max_train_samples": "120", "data.max_eval_samples": "30"}
-    found["data.dataset"] = local_data(load_recipe(name), folder / "data")
+    found["data.dataset"] = local_data(load_recipe(name, found), folder / "data")
     return found
 
 
@@ -109,6 +124,15 @@ def clip_folder(folder: Path) -> str:
     return str(folder)
 
 
+def scene_data(section: DataSection, splits: list[str]) -> dict[str, datasets.Dataset]:
+    assert isinstance(section.label_column, str)
+    columns = (section.image_column or "image", section.label_column)
+    if section.task == "semantic_segmentation":
+        return {name: scenes.maps(30, seed, *columns) for seed, name in enumerate(splits)}
+    corners = section.box_format == "pascal_voc"
+    return {name: scenes.boxes(60, seed, scenes.NAMES, corners) for seed, name in enumerate(splits)}
+
+
 def local_data(recipe: Recipe, folder: Path) -> str:
     section = recipe.data
     splits = [name for name in (section.train_split, section.validation_split, section.test_split) if name is not None]
@@ -118,6 +142,8 @@ def local_data(recipe: Recipe, folder: Path) -> str:
         assert columns is not None
         made = {name: inputs.sentences(30, columns[0], section.label_column, seed) for seed, name in enumerate(splits)}
         return inputs.data_folder(folder, made)
+    if section.task in ("semantic_segmentation", "object_detection"):
+        return inputs.data_folder(folder, scene_data(section, splits))
     if section.audio_column is not None:
         if section.task is None:
             made = {name: sounds.classes(12, seed) for seed, name in enumerate(splits)}
