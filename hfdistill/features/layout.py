@@ -47,6 +47,11 @@ def features_of(tensor: torch.Tensor, inputs: Mapping[str, Any], widths: frozens
     or a clip's (examples, channels, time, height, width); `widths` are the widths that the model's config names, by
     which channels are found. Errors: HfDistillError for another form.
     """
+    if tensor.dim() == 4 and part != "vision" and isinstance(inputs.get("input_ids"), torch.Tensor):
+        raise HfDistillError(
+            f"A hidden state of shape {tuple(tensor.shape)} came for a text; expected (examples, positions, width). "
+            "Some models keep several streams of states (Gemma 3n): take Module() with the name of a part of a layer."
+        )
     if tensor.dim() == 5:
         return Features(tensor.flatten(2).mT)
     if tensor.dim() == 4:
@@ -84,7 +89,10 @@ def valid_positions(inputs: Mapping[str, Any], part: str | None) -> torch.Tensor
         mask = None
     else:
         mask = inputs.get("attention_mask")
-    return mask != 0 if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+    if not isinstance(mask, torch.Tensor) or mask.dim() not in (2, 3):
+        return None
+    # The choices of a question are read as examples of their own.
+    return mask.reshape(-1, mask.shape[-1]) != 0
 
 
 def _stretched(valid: torch.Tensor, positions: int) -> torch.Tensor:

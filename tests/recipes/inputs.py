@@ -64,7 +64,7 @@ def token_model_folder(folder: Path, task: str) -> str:
     """A saved tiny model with a head over tokens, and its tokenizer."""
     small = {"vocab_size": len(WORDS), "pad_token_id": 0}
     if task == "causal_lm":
-        decoder = GPT2Config(n_embd=16, n_layer=8, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3, **small)
+        decoder = GPT2Config(n_embd=16, n_layer=9, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3, **small)
         model: PreTrainedModel = GPT2LMHeadModel(decoder)
     elif task == "seq2seq_lm":
         sizes = {"encoder_layers": 2, "decoder_layers": 12, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}

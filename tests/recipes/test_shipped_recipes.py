@@ -41,6 +41,7 @@ MODELS: Mapping[str, tuple[str, dict[str, str]]] = {
 TOKEN_MODELS = {
     "cnn_dailymail": "seq2seq_lm",
     "conll2003": "token_classification",
+    "gemma3_270m": "causal_lm",
     "squad": "question_answering",
     "wikitext_clm": "causal_lm",
     "wikitext_mlm": "masked_lm",
@@ -73,7 +74,7 @@ def changes(name: str, folder: Path) -> dict[str, str]:
         found |= SMALL_RESNET
     if name in TOKEN_MODELS:
         found |= {"teacher.model": inputs.token_model_folder(folder / "teacher", TOKEN_MODELS[name])}
-        found |= {"data.max_length": "16", "training.gradient_accumulation_steps": "1"}
+        found |= {"data.max_length": "16", "training.gradient_accumulation_steps": "1", "training.bf16": "false"}
     if name == "squad":
         student = inputs.token_model_folder(folder / "student", "question_answering")
         found |= {"student.model": student, "data.doc_stride": "2"}

@@ -1,4 +1,4 @@
-"""What one class of the auto mappings has to do: learn from a teacher of its kind, in four ways that can go wrong."""
+"""What one class of the auto mappings has to do: learn from a teacher of its kind, in five ways that can go wrong."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfdistill import DistillationConfig, DistillationTrainer, Logits, Objective
+from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, HiddenStates, Logits, Objective
+from hfdistill.features import FeatureWatch
 from hfdistill.loading import restore
+from hfdistill.sight import NOTHING
 from hfdistill.tasks import TASKS, Classes, architecture_task, task_of
 from tests.sweep.batches import ROWS, Batch, Maker, cut
 from tests.sweep.exceptions import OF_CLASS
@@ -88,6 +90,8 @@ def examine(auto_class: str, class_name: str) -> int:
         reach(trainer, batch, whole)
     with checking("invariance"):
         invariant(trainer, batch, whole)
+    with checking("features"):
+        features(trainer, batch)
     with checking("learning"):
         learn(trainer, batch)
     with checking("reload"):
@@ -298,6 +302,47 @@ def same(one: Gradients, other: Gradients) -> None:
         rest = (value - other.of.get(name, torch.zeros(1))).abs().max()
         if float(rest) > 2e-3 * float(value.abs().max()) + 1e-4 * largest:
             raise CheckError(f"the gradient of {name} differs by {float(rest):.2g} of {float(value.abs().max()):.2g}")
+
+
+# Gemma 3n keeps several streams of hidden states, Reformer's are outside of autograd, BLIP-2 gives none.
+NO_FEATURES = {
+    "Blip2ForConditionalGeneration",
+    "Gemma3nForCausalLM",
+    "ReformerForMaskedLM",
+    "ReformerForQuestionAnswering",
+    "ReformerForSequenceClassification",
+    "ReformerModelWithLMHead",
+}
+
+
+def features(trainer: DistillationTrainer, batch: Batch) -> None:
+    """Hidden states of every layer are compared, in every part, and the step does not depend on its cut."""
+    name = type(trainer.model).__name__
+    parts = [part for part in (None, "encoder", "decoder", "text", "vision") if shows(trainer, batch, part)]
+    if bool(parts) == (name in NO_FEATURES):
+        raise CheckError(f"{name} shows hidden states of {len(parts)} parts; NO_FEATURES says otherwise")
+
+
+def shows(trainer: DistillationTrainer, batch: Batch, part: str | None) -> bool:
+    """Whether a part of the models has hidden states that can be learnt from; raises CheckError if wrongly."""
+    before = trainer.objective, trainer.features
+    trainer.objective = Objective([HiddenStates("cosine_distance", layers="uniform", part=part, name="kd")])
+    trainer.features = FeatureWatch.of(trainer.objective.active)
+    try:
+        trainer._bind_features()
+        whole = gradients(trainer, [batch])
+        finite(whole)
+        same(whole, gradients(trainer, [cut(batch, place) for place in range(ROWS)]))
+    except HfDistillError:
+        return False
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            return False
+        raise
+    finally:
+        trainer.objective, trainer.features = before
+        trainer.teacher.sight = NOTHING
+    return True
 
 
 def learn(trainer: DistillationTrainer, batch: Batch) -> None:
