@@ -206,7 +206,10 @@ def image_view(
 
 def colours(config: PreTrainedConfig) -> str:
     """The colour mode that a model reads."""
-    return "L" if config.to_dict().get("num_channels") == 1 else "RGB"
+    settings = config.to_dict()
+    # Detectors and segmenters have a backbone with a config of its own, which is what reads the image.
+    settings |= settings.get("backbone_config") or {}
+    return "L" if settings.get("num_channels") == 1 else "RGB"
 
 
 def made_processor(

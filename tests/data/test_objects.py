@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DetrConfig, ResNetConfig, RTDetrConfig, YolosConfig
+from transformers import DetrConfig, ResNetConfig, RTDetrConfig, RTDetrResNetConfig, YolosConfig
 
 from hfdistill import HfDistillError
 from hfdistill.data import Examples
 from hfdistill.data.changes import Changes
+from hfdistill.data.images import colours
 from hfdistill.data.kind import SourceRequest
 from hfdistill.data.objects import DiskObjects, MemoryObjects, Objects, ObjectView
 from hfdistill.data.processors import processor_of_kind
@@ -139,6 +140,11 @@ def test_a_made_processor_belongs_to_the_model_and_gives_one_size() -> None:
         made = kind(scenes(), image_size=16).view(student, config, scenes())
         assert type(made.processor).__name__.startswith(name)
         assert made([Image.new("RGB", (40, 20))]).shape == (1, 3, 16, 16)
+
+
+def test_a_backbone_tells_the_colours() -> None:
+    backbone = RTDetrResNetConfig(num_channels=1)
+    assert colours(RTDetrConfig(backbone_config=backbone)) == "L" and colours(RTDetrConfig()) == "RGB"
 
 
 def test_an_example_holds_its_own_objects() -> None:
