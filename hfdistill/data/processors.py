@@ -44,10 +44,11 @@ def processor_of_kind(config: PreTrainedConfig, settings: Mapping[str, Any]) -> 
 
     Only `from_pretrained` knows which one that is, so it is shown a folder with both.
     """
+    loader: Any = AutoImageProcessor
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         (Path(folder) / PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
-        return AutoImageProcessor.from_pretrained(folder)
+        return loader.from_pretrained(folder)
 
 
 def fitting_processor(processor: Any, config: PreTrainedConfig) -> Any:

@@ -144,7 +144,7 @@ def test_class_names_come_from_a_list_a_file_or_the_teacher(tmp_path: Path) -> N
     known = Regions(scenes(), section(), ("image",), ["x", "y", "z"]).reader
     assert known.space.names == ("x", "y", "z")
     assert given_names("teacher", ["x", "y"]) == ("x", "y")
-    with pytest.raises(RecipeError, match="without teacher.finetune"):
+    with pytest.raises(RecipeError, match="take a teacher without"):
         given_names("teacher", None)
     with pytest.raises(RecipeError, match="mapping from 0, 1, 2"):
         given_names(str(tmp_path / "holes.json"), None)
