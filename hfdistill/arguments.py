@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 
 from hfdistill import loading
@@ -15,6 +14,7 @@ from hfdistill.config import DistillationConfig
 from hfdistill.embeddings import Embeddings
 from hfdistill.errors import HfDistillError
 from hfdistill.features import Relations
+from hfdistill.first_look import same_random_numbers
 from hfdistill.objective import Objective
 from hfdistill.tasks import ImageTextPairs, Task
 from hfdistill.teachers import OwnBase, ZeroShotTeacher
@@ -82,16 +82,8 @@ def first_example(dataset: Any) -> Mapping[str, Any]:
     """The data set's first example, or nothing where looking at it would consume a stream."""
     if dataset is None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
         return {}
-    with torch.random.fork_rng(devices=[]):
+    with same_random_numbers():
         return dataset[0]  # type: ignore[no-any-return, index]
-
-
-def first_batch(dataset: Any, collator: Callable[[Any], Any]) -> Mapping[str, Any]:
-    """The first two examples of a data set as a batch; nothing where there is no data set."""
-    if dataset is None:
-        return {}
-    with torch.random.fork_rng(devices=[]):
-        return next(iter(DataLoader(dataset, batch_size=2, collate_fn=collator)), {})
 
 
 def label_of(example: Mapping[str, Any]) -> Any:

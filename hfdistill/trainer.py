@@ -17,13 +17,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hfdistill import contract, loading, vocabulary
 from hfdistill.adapters import adapted, check_base_teaches
-from hfdistill.arguments import check_batch_size, checked_args, first_batch, first_example, label_of, teacher_module
+from hfdistill.arguments import check_batch_size, checked_args, first_example, label_of, teacher_module
 from hfdistill.boxes import with_pairs
 from hfdistill.checkpoints import SavingTrainer
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
 from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.features import FeatureWatch
+from hfdistill.first_look import check_first_batch, first_batch
 from hfdistill.knowledge import StepContext
 from hfdistill.objective import Objective
 from hfdistill.pairing import paired
@@ -103,6 +104,11 @@ class DistillationTrainer(SavingTrainer):
         self.views.translate = self.tokens.translation(self.task)
         self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
+        collator = self._get_collator_with_removed_columns(self.data_collator)
+        models = {"student": contract.bare(self.model)} | (
+            {} if teacher is None else {"teacher": contract.bare(teacher)}
+        )
+        check_first_batch(self.train_dataset, collator, self.objective, self.task, models)
         self._bind_features()
 
     # ---- construction --------------------------------------------------------------------------------------------

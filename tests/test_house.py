@@ -44,6 +44,7 @@ LAYERS = {
     "config": 3,
     "contract": 3,
     "faults": 3,
+    "first_look": 3,
     "loading": 3,
     "pairing": 3,
     "parts": 3,
