@@ -32,7 +32,8 @@ class SavingTrainer(Trainer):
 
     args: DistillationConfig
     model: nn.Module
-    objective: Objective
+    # Not `objective`: Trainer keeps a number of that name during a search over hyperparameters.
+    distillation_objective: Objective
     features: FeatureWatch
     faults: FaultWatch
     teacher_name: str | None
@@ -90,7 +91,7 @@ class SavingTrainer(Trainer):
             teacher=self.teacher_name,
             teacher_revision=self.args.teacher_model_revision,
             teacher_licence=known_licence(self.teacher_name, self.args.teacher_model_revision),
-            terms=term_facts(self.objective),
+            terms=term_facts(self.distillation_objective),
             base_model=self._start(),
             adapter=isinstance(self.model, PeftModel),
             versions={"hfdistill": __version__, "transformers": transformers.__version__, "torch": torch.__version__},

@@ -177,7 +177,10 @@ class Doctor:
         teacher, inner = self.trainer.teacher, self.teacher
         if teacher is None or inner.training or any(parameter.requires_grad for parameter in inner.parameters()):
             return BAD, "the teacher is not frozen in eval mode; report this as a bug"
-        return GOOD, f"{self.trainer.objective!r}; the teacher is frozen, in eval mode, and no part of the student"
+        return (
+            GOOD,
+            f"{self.trainer.distillation_objective!r}; the teacher is frozen, in eval mode, and no part of the student",
+        )
 
     def _made_trainer(self) -> DistillationTrainer:
         prepared = self.run.prepared
@@ -256,7 +259,7 @@ class Doctor:
         inputs = trainer._prepare_inputs(batches[0])
         _, context = trainer.outputs_and_context(trainer.model, inputs)
         norms, findings = {}, []
-        for term in trainer.objective.active:
+        for term in trainer.distillation_objective.active:
             if term.weight == 0 or (term.needs_labels and int(counts.labelled) == 0):
                 findings.append(f"{term.name}: no row of this batch counts, or its weight is 0")
                 continue

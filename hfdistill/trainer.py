@@ -98,7 +98,7 @@ class DistillationTrainer(SavingTrainer):
         self._choose_objective()
         teacher_processing_class = self._processing_class_of(teacher, teacher_processing_class)
         self.tokens = vocabulary.VocabularyAlignment()
-        own_base = isinstance(teacher_model, OwnBase) and self.objective.needs_teacher
+        own_base = isinstance(teacher_model, OwnBase) and self.distillation_objective.needs_teacher
         self.teacher = self._own_base() if own_base else self._teacher(teacher, row, teacher_processing_class)
         self.views = Views(self.model, self.model if own_base else teacher, self.label_names, self.task)
         self.views.translate = self.tokens.translation(self.task)
@@ -108,7 +108,7 @@ class DistillationTrainer(SavingTrainer):
         models = {"student": contract.bare(self.model)} | (
             {} if teacher is None else {"teacher": contract.bare(teacher)}
         )
-        check_first_batch(self.train_dataset, collator, self.objective, self.task, models)
+        check_first_batch(self.train_dataset, collator, self.distillation_objective, self.task, models)
         self._bind_features()
 
     # ---- construction --------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class DistillationTrainer(SavingTrainer):
         objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
         objective.check(contract.class_count(self.model, self.task), self.task)
         check_batch_size(self.args, objective, self.task, self.train_dataset)
-        self.objective = objective
+        self.distillation_objective = objective
         self.features = FeatureWatch.of(objective.active)
         names = [term.name for term in objective.active]
         needs_labels = [term.needs_labels for term in objective.active]
@@ -126,22 +126,26 @@ class DistillationTrainer(SavingTrainer):
 
     def _teacher(self, teacher: nn.Module | None, row: Task, processing_class: Any) -> Teacher | None:
         if teacher is None:
-            if self.objective.needs_teacher:
+            if self.distillation_objective.needs_teacher:
                 raise HfDistillError(
-                    f"No teacher came, and {self.objective!r} needs one; pass teacher_model, or "
+                    f"No teacher came, and {self.distillation_objective!r} needs one; pass teacher_model, or "
                     "objective=Objective([TaskLoss()]) to train without."
                 )
             return None
         processing_classes = (self.processing_class, processing_class)
-        pairing = paired(self.model, teacher, row, self.task, self.objective, processing_classes, self.args.device)
+        pairing = paired(
+            self.model, teacher, row, self.task, self.distillation_objective, processing_classes, self.args.device
+        )
         self.task, self.tokens = pairing.task, pairing.tokens
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return LiveTeacher(prepared, pairing.columns, pairing.read, (*self.objective.fields, *self.task.fields))
+        return LiveTeacher(
+            prepared, pairing.columns, pairing.read, (*self.distillation_objective.fields, *self.task.fields)
+        )
 
     def _own_base(self) -> Teacher:
         check_base_teaches(self.model)
         self.teacher_name = self._start()
-        fields = (*self.objective.fields, *self.task.fields)
+        fields = (*self.distillation_objective.fields, *self.task.fields)
         return OwnBaseTeacher(lambda: cast(PeftModel, self.model), self.task.logits, fields)
 
     def _bind_features(self) -> None:
@@ -229,7 +233,7 @@ class DistillationTrainer(SavingTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        own = self.objective.own_counts(batches, device)
+        own = self.distillation_objective.own_counts(batches, device)
         counts = RowCounts.of([self.task.rows(batch) for batch in batches], device, own)
         if self.accelerator.num_processes > 1:
             counts = counts.unstacked(self.accelerator.reduce(counts.stacked(), reduction="sum"))
@@ -270,20 +274,20 @@ class DistillationTrainer(SavingTrainer):
             self.task.rows(inputs),
             self.task,
             model_loss=model_loss(outputs, self.task),
-            fields=fields_of(outputs, self.objective.fields),
+            fields=fields_of(outputs, self.distillation_objective.fields),
             inputs=inputs,
             features=self.features.step(seen, outputs, targets),
         )
         return outputs, with_pairs(context, outputs)
 
     def _targets(self, inputs: Mapping[str, Any]) -> Targets | None:
-        if self.teacher is None or not self.objective.needs_teacher:
+        if self.teacher is None or not self.distillation_objective.needs_teacher:
             return None
         return self.teacher(self.views.teacher(inputs))
 
     def _training_total(self, context: StepContext, counts: RowCounts) -> torch.Tensor:
         smoothed = replace(context, label_smoothing=self.args.label_smoothing_factor)
-        total, parts = self.objective(smoothed, counts)
+        total, parts = self.distillation_objective(smoothed, counts)
         self.train_parts.add(parts)
         # DDP, FSDP and DeepSpeed average gradients over ranks, and the counts are global already.
         processes: int = self.accelerator.num_processes
@@ -291,8 +295,8 @@ class DistillationTrainer(SavingTrainer):
 
     def _evaluation_total(self, context: StepContext) -> torch.Tensor:
         device = context.logits.device
-        counts = RowCounts.of([context.rows], device, self.objective.own_counts([context.inputs], device))
-        total, parts = self.objective(context, counts)
+        counts = RowCounts.of([context.rows], device, self.distillation_objective.own_counts([context.inputs], device))
+        total, parts = self.distillation_objective(context, counts)
         self.eval_parts.add_means(parts, counts)
         return total
 

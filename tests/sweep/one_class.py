@@ -202,7 +202,7 @@ def gradients(trainer: DistillationTrainer, micro_batches: list[Batch]) -> Gradi
         torch.manual_seed(0)
         _, context = trainer.outputs_and_context(model, batch)
         trainer._watch_faults(context)
-        total, own = trainer.objective(context, counts)
+        total, own = trainer.distillation_objective(context, counts)
         total.backward()
         for name, value in own.items():
             parts[name] = parts.get(name, 0.0) + float(value)
@@ -263,7 +263,9 @@ def invariant(trainer: DistillationTrainer, batch: Batch, whole: Gradients) -> N
         return  # each pair is told from the others of its micro-batch
     if trainer.task.loss_inside:
         # A model's own loss pools the batch, and may draw points of it at random.
-        trainer.objective = Objective([term for term in trainer.objective.terms if term.needs_teacher])
+        trainer.distillation_objective = Objective(
+            [term for term in trainer.distillation_objective.terms if term.needs_teacher]
+        )
         whole = gradients(trainer, [batch])
     by_row = [cut(batch, place) for place in range(ROWS)]
     try:
@@ -325,9 +327,11 @@ def features(trainer: DistillationTrainer, batch: Batch) -> None:
 
 def shows(trainer: DistillationTrainer, batch: Batch, part: str | None) -> bool:
     """Whether a part of the models has hidden states that can be learnt from; raises CheckError if wrongly."""
-    before = trainer.objective, trainer.features
-    trainer.objective = Objective([HiddenStates("cosine_distance", layers="uniform", part=part, name="kd")])
-    trainer.features = FeatureWatch.of(trainer.objective.active)
+    before = trainer.distillation_objective, trainer.features
+    trainer.distillation_objective = Objective(
+        [HiddenStates("cosine_distance", layers="uniform", part=part, name="kd")]
+    )
+    trainer.features = FeatureWatch.of(trainer.distillation_objective.active)
     try:
         trainer._bind_features()
         whole = gradients(trainer, [batch])
@@ -340,7 +344,7 @@ def shows(trainer: DistillationTrainer, batch: Batch, part: str | None) -> bool:
             return False
         raise
     finally:
-        trainer.objective, trainer.features = before
+        trainer.distillation_objective, trainer.features = before
         trainer.teacher.sight = NOTHING
     return True
 
@@ -351,7 +355,7 @@ def learn(trainer: DistillationTrainer, batch: Batch) -> None:
     The length of a step is a share of the loss over the squared gradient: how far a straight descent to 0 would go.
     """
     model = trainer.model
-    trainer.objective = Objective([Logits(trainer.task.default_loss)])
+    trainer.distillation_objective = Objective([Logits(trainer.task.default_loss)])
     seen = [gradients(trainer, [batch])]
     for _ in range(2):
         squared = sum(float(value.double().square().sum()) for value in seen[-1].of.values())

@@ -263,28 +263,31 @@ def test_objective_by_hand_and_custom_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(total, expected)
 
 
-def test_hyperparameter_search_reaches_the_objective(tmp_path: Path) -> None:
+@pytest.mark.parametrize("evaluation", [{"eval_strategy": "steps", "eval_steps": 1}, {}])
+def test_hyperparameter_search_reaches_the_objective(evaluation: dict[str, Any], tmp_path: Path) -> None:
+    """Whether a trial is evaluated on its way or at its end only."""
     pytest.importorskip("optuna")
     data = examples("vit", SINGLE, unlabelled=False)
     seen = []
 
     class Watch(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            seen.append([term.weight for term in trainer.objective.terms])
+            seen.append([term.weight for term in trainer.distillation_objective.terms])
 
     trainer = DistillationTrainer(
         None,
-        config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1),
+        config(tmp_path, max_steps=3, **evaluation),
         teacher_model=tiny.model("vit", seed=2),
         model_init=lambda: tiny.model("vit", layers=1, seed=1),
         train_dataset=data,
         eval_dataset=data,
         callbacks=[Watch],
     )
-    trainer.hyperparameter_search(
-        lambda trial: {"alpha": trial.suggest_categorical("alpha", [0.25])}, n_trials=1, direction="minimize"
+    best = trainer.hyperparameter_search(
+        lambda trial: {"alpha": trial.suggest_categorical("alpha", [0.25])}, n_trials=2, direction="minimize"
     )
-    assert seen == [[0.75, 0.25]]
+    assert seen == [[0.75, 0.25]] * 2
+    assert 0 < best.objective < float("inf")
 
 
 def test_label_smoothing_is_cross_entropy_with_soft_targets(tmp_path: Path) -> None:
