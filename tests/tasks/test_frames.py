@@ -155,7 +155,7 @@ def test_padding_adds_nothing(head: str, tmp_path: Path) -> None:
     for batch in (plain, {**more, "labels": labels}):
         with torch.no_grad():
             _, context = job.outputs_and_context(job.model, batch)
-            parts.append(job.objective(context, RowCounts.of([context.rows], torch.device("cpu")))[1])
+            parts.append(job.distillation_objective(context, RowCounts.of([context.rows], torch.device("cpu")))[1])
     for name in ("task", "kd"):
         torch.testing.assert_close(parts[0][name], parts[1][name], rtol=1e-4, atol=1e-6)
 

@@ -270,7 +270,7 @@ def test_a_batch_without_labels_learns_from_the_teacher_alone(tmp_path: Path) ->
     batch = {"pixel_values": torch.stack([row["pixel_values"] for row in job.train_dataset])}
     counts = RowCounts.of([job.task.rows(batch)], torch.device("cpu"))
     _, context = job.outputs_and_context(job.model, batch)
-    total, parts = job.objective(context, counts)
+    total, parts = job.distillation_objective(context, counts)
     assert parts.keys() == {"kd", "boxes"} and total.requires_grad
 
 
@@ -296,7 +296,7 @@ def test_families_queries_and_classes_may_differ(tmp_path: Path) -> None:
 def test_one_class_is_enough_beside_no_object(tmp_path: Path) -> None:
     one = {"num_labels": 1}
     job = trainer("yolos", tmp_path, tiny_queries.model("yolos", 1, **one), tiny_queries.model("yolos", 2, **one))
-    assert [term.name for term in job.objective.terms] == ["task", "kd", "boxes"]
+    assert [term.name for term in job.distillation_objective.terms] == ["task", "kd", "boxes"]
 
 
 def test_recipes_name_the_terms() -> None:
