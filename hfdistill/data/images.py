@@ -19,7 +19,7 @@ from hfdistill.contract import processing_differences
 from hfdistill.data.changes import CROP, FLIP, RESIZED_CROP, Draws
 from hfdistill.data.examples import Progress
 from hfdistill.data.kind import Kind, SourceRequest
-from hfdistill.data.processors import loaded_processor, processor_name
+from hfdistill.data.processors import fitting_processor, loaded_processor, processor_name
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection, StudentSection, TeacherSection
 
@@ -202,6 +202,20 @@ def image_view(
         first = read_image(train, column, 0, teacher.mode)
         return ImageView(made_processor(config, train, column, data, wanted or teacher.size(first)[::-1]), mode)
     return ImageView(shrunk(teacher.processor, _pair(wanted)) if wanted else teacher.processor, teacher.mode)
+
+
+def fitting_view(
+    section: TeacherSection | StudentSection,
+    config: PreTrainedConfig,
+    train: datasets.Dataset,
+    column: str,
+    data: DataSection,
+    teacher: ImageView | None = None,
+) -> ImageView:
+    """The same for heads with a processor of their own kind: one of that kind, where the model brings none."""
+    seen = image_view(section, config, train, column, data, teacher)
+    own = processor_name(section) is not None
+    return seen if own else ImageView(fitting_processor(seen.processor, config), seen.mode)
 
 
 def colours(config: PreTrainedConfig) -> str:

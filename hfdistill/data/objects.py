@@ -17,11 +17,10 @@ from transformers import AutoModelForObjectDetection, PreTrainedConfig
 
 from hfdistill.data.boxes import check_box, corners, in_shares, mirrored
 from hfdistill.data.changes import Draws
-from hfdistill.data.images import ImageView, image_view, in_mode, read_image, reading
+from hfdistill.data.images import ImageView, fitting_view, in_mode, read_image, reading
 from hfdistill.data.kind import Kind, SourceRequest
 from hfdistill.data.labels import LabelSpace, check_columns
 from hfdistill.data.names import given_names
-from hfdistill.data.processors import fitting_processor, processor_name
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection, RecipeError, StudentSection, TeacherSection
 
@@ -51,9 +50,8 @@ class Objects(Kind):
         teacher: ImageView | None = None,
     ) -> ObjectView:
         """With the model's own processor if it has one, or else one of its kind that sees as the teacher's does."""
-        seen = image_view(section, config, train, self.columns[0], self.section, teacher)
-        own = processor_name(section) is not None
-        return ObjectView(seen.processor if own else fitting_processor(seen.processor, config), seen.mode)
+        seen = fitting_view(section, config, train, self.columns[0], self.section, teacher)
+        return ObjectView(seen.processor, seen.mode)
 
     def source(self, request: SourceRequest) -> MemoryObjects | DiskObjects:
         """In memory if the images fit there, otherwise from disk."""

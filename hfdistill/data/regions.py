@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
 
 from hfdistill.data.changes import CROP, FLIP, RESIZED_CROP, Draws
-from hfdistill.data.images import ImageView, image_view, in_mode, read_image, reading
+from hfdistill.data.images import ImageView, fitting_view, in_mode, read_image, reading
 from hfdistill.data.kind import Kind, SourceRequest
 from hfdistill.data.labels import UNLABELLED, LabelSpace, check_columns
 from hfdistill.data.names import given_names
-from hfdistill.data.processors import fitting_processor, processor_name
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import DataSection, RecipeError, StudentSection, TeacherSection
 
@@ -51,10 +50,8 @@ class Regions(Kind):
         teacher: ImageView | None = None,
     ) -> RegionView:
         """With the model's own processor if it has one, or else one of its kind that sees as the teacher's does."""
-        seen = image_view(section, config, train, self.columns[0], self.section, teacher)
-        own = processor_name(section) is not None
-        processor = seen.processor if own else fitting_processor(seen.processor, config)
-        return RegionView(processor, seen.mode, ignored_label(config, len(self.reader.space.names)))
+        seen = fitting_view(section, config, train, self.columns[0], self.section, teacher)
+        return RegionView(seen.processor, seen.mode, ignored_label(config, len(self.reader.space.names)))
 
     def source(self, request: SourceRequest) -> MemoryRegions | DiskRegions:
         """In memory if images and maps fit there, otherwise from disk."""

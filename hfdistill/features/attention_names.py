@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hfdistill.errors import HfDistillError
+from hfdistill.features.layout import config_settings
 
 Kind = Literal["query", "key", "value"]
 KINDS: tuple[Kind, ...] = ("query", "key", "value")
@@ -85,5 +86,5 @@ def _in_part(name: str, part: str) -> bool:
 
 
 def _heads(model: nn.Module) -> int:
-    settings = model.config.to_dict() if "config" in vars(model) else {}  # type: ignore[union-attr, operator]
+    settings = config_settings(model)
     return int(settings.get("num_attention_heads") or settings.get("n_head") or 1)

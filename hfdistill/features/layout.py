@@ -170,9 +170,13 @@ def on_one_grid(student: Features, teacher: Features, prefix: str) -> tuple[Feat
     return student, teacher
 
 
+def config_settings(model: nn.Module) -> dict[str, Any]:
+    """What a model's config says; nothing for a module that has none."""
+    return model.config.to_dict() if "config" in vars(model) else {}  # type: ignore[union-attr, operator]
+
+
 def config_widths(model: nn.Module) -> frozenset[int]:
     """The widths that a model's config names anywhere."""
-    settings = model.config.to_dict() if "config" in vars(model) else {}  # type: ignore[union-attr, operator]
     found: set[int] = set()
 
     def search(entries: Mapping[str, Any]) -> None:
@@ -183,5 +187,5 @@ def config_widths(model: nn.Module) -> frozenset[int]:
                 values = value if isinstance(value, (list, tuple)) else [value]
                 found.update(each for each in values if type(each) is int)
 
-    search(settings)
+    search(config_settings(model))
     return frozenset(found)

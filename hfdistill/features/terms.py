@@ -185,12 +185,9 @@ class FeatureTerm(Comparison):
         if self.part == "vision" or not any(name in inputs for name in ("input_ids", "inputs_embeds", "labels")):
             return None
         valid = valid_positions(inputs, self.part)
-        if (
-            valid is None
-            and self.part in (None, "", "text", "encoder")
-            and isinstance(inputs.get("input_ids"), torch.Tensor)
-        ):
-            valid = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+        tokens = inputs.get("input_ids")
+        if valid is None and self.part != "decoder" and isinstance(tokens, torch.Tensor):
+            valid = torch.ones_like(tokens.reshape(-1, tokens.shape[-1]), dtype=torch.bool)
         if valid is None:
             return None
         return valid if self.region is None else self.region.valid(valid, inputs)

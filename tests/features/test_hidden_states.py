@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForMultipleChoice
 
 from hfdistill import HfDistillError, Objective, TaskLoss
 from hfdistill.features import HiddenStates, Module, Relations, Span, Window
@@ -20,6 +20,7 @@ from tests.features.runs import trained
 from tests.trainer.trajectory import assert_same, examples
 
 ROOT = Path(__file__).parents[2]
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 ARCHITECTURES = ["bert", "vit", "resnet", "deit", "convnext"]
 
 
@@ -156,3 +157,23 @@ def test_relations_need_examples_to_relate(tmp_path: Path) -> None:
 def test_maps_are_compared(architecture: str, loss: str, tmp_path: Path) -> None:
     _, seen = trained(architecture, tmp_path, Objective([TaskLoss(), HiddenStates(loss, layers="uniform")]))
     assert 0 < seen["step 3 loss/hidden"] < float("inf")
+
+
+def test_choices_without_a_mask_are_read_as_examples_of_their_own(tmp_path: Path) -> None:
+    """The same value as with a mask of ones."""
+    config = BertConfig(
+        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, **NO_DROPOUT
+    )
+    parts = []
+    for masked in (False, True):
+        models = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            models.append(BertForMultipleChoice(config))
+        ids = [torch.arange(12).reshape(3, 4) % 9 for _ in range(8)]
+        mask = {"attention_mask": torch.ones(3, 4, dtype=torch.long)} if masked else {}
+        rows = [{"input_ids": each, "labels": torch.tensor(1), **mask} for each in ids]
+        only = Objective([TaskLoss(), HiddenStates("hint")])
+        _, seen = trained("bert", tmp_path, only, pair=(models[0], models[1]), rows=rows, max_steps=1)
+        parts.append(seen["step 1 loss/hidden"])
+    torch.testing.assert_close(parts[0], parts[1])
