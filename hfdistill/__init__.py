@@ -32,6 +32,7 @@ _MODULES = {
     "Window": "features",
     "ZeroShotTeacher": "teachers",
     "student_from_teacher": "students",
+    "student_with_distillation_token": "students",
 }
 
 __all__ = sorted(_MODULES)
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from hfdistill.knowledge import TaskLoss as TaskLoss
     from hfdistill.objective import Objective as Objective
     from hfdistill.students import student_from_teacher as student_from_teacher
+    from hfdistill.students import student_with_distillation_token as student_with_distillation_token
     from hfdistill.teachers import OwnBase as OwnBase
     from hfdistill.teachers import ZeroShotTeacher as ZeroShotTeacher
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer

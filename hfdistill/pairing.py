@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from hfdistill import contract, vocabulary
+from hfdistill.errors import HfDistillError
+from hfdistill.knowledge import Logits, TaskLoss
 from hfdistill.objective import Objective
-from hfdistill.tasks import Classes, Queries, Task, TeacherLogits
+from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, TwoHeads
 from hfdistill.teachers import ZeroShotTeacher
 from hfdistill.teachers.live import Read
 
@@ -64,6 +66,25 @@ def paired(
     vocabulary.check_losses(objective, tokens)
     read = vocabulary.AlignedLogits(task.logits, tokens.columns)
     return Pairing(replace(task, compared=tokens.compared), read, columns, tokens)
+
+
+def with_heads(task: Task, objective: Objective) -> Task:
+    """The task of a student with two heads, told which of them learns from what; any other passes through.
+
+    A term on logits teaches the distillation head, and the labels are left to the class head; without one both heads
+    learn from the labels. Errors: HfDistillError where a teacher comes and no labels count, since the class head would
+    learn nothing.
+    """
+    if not isinstance(task.layout, TwoHeads):
+        return task
+    taught = any(isinstance(term, Logits) for term in objective.active)
+    if taught and not any(isinstance(term, TaskLoss) and term.weight != 0 for term in objective.terms):
+        raise HfDistillError(
+            f"{objective!r} came for {task.name}, whose class head learns from labels alone and would learn nothing, "
+            "while predictions are the mean of both heads; expected labels to count. Set alpha below 1 (DeiT: 0.5), "
+            "put a TaskLoss into the objective, or take a student with one head."
+        )
+    return replace(task, layout=replace(task.layout, taught=taught))
 
 
 def _class_columns(student: nn.Module, teacher: nn.Module) -> torch.Tensor | None:

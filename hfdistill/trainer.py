@@ -27,7 +27,7 @@ from hfdistill.features import FeatureWatch
 from hfdistill.first_look import check_first_batch, first_batch
 from hfdistill.knowledge import StepContext
 from hfdistill.objective import Objective
-from hfdistill.pairing import paired
+from hfdistill.pairing import paired, with_heads
 from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
 from hfdistill.sight import unwrapped
@@ -115,6 +115,7 @@ class DistillationTrainer(SavingTrainer):
 
     def _choose_objective(self) -> None:
         objective = self._objective_given or Objective.default(self.task, self.args.alpha, self.args.temperature)
+        self.task = with_heads(self.task, objective)
         objective.check(contract.class_count(self.model, self.task), self.task)
         check_batch_size(self.args, objective, self.task, self.train_dataset)
         self.distillation_objective = objective

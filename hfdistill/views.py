@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hfdistill.contract import bare
 from hfdistill.errors import HfDistillError
-from hfdistill.tasks import Classes, Task, Tokens, task_of
+from hfdistill.tasks import Classes, Task, Tokens, TwoHeads, task_of
 from hfdistill.tasks.layouts import output_field
 from hfdistill.tasks.pairs import text_options
 
@@ -146,6 +146,8 @@ def fields_of(outputs: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
 
 def as_mapping(outputs: Any, logits: torch.Tensor, task: Task) -> Mapping[str, Any]:
     """A model's outputs by name, as Trainer's evaluation reads them: those that the task keeps."""
+    if isinstance(task.layout, TwoHeads):
+        return {"logits": task.layout.prediction(logits)}
     if task.predictions:
         return {name: logits if name == "logits" else output_field(outputs, name) for name in task.predictions}
     return outputs if isinstance(outputs, Mapping) else {"logits": logits}

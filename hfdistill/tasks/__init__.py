@@ -8,6 +8,7 @@ from hfdistill.tasks.pairs import ImageTextPairs
 from hfdistill.tasks.queries import Pairs, Queries, TeacherLogits
 from hfdistill.tasks.table import TASKS
 from hfdistill.tasks.task import Classes, Task
+from hfdistill.tasks.two_heads import TwoHeads
 
 __all__ = [
     "LABEL_LOSSES",
@@ -25,6 +26,7 @@ __all__ = [
     "Task",
     "TeacherLogits",
     "Tokens",
+    "TwoHeads",
     "architecture_task",
     "auto_class_name",
     "known_auto_classes",

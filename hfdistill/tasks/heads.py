@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hfdistill.errors import HfDistillError, nearest
 from hfdistill.tasks.pairs import scores_by_sigmoid
 from hfdistill.tasks.table import TASKS
 from hfdistill.tasks.task import Task
+from hfdistill.tasks.two_heads import TWO_HEADED
 
 
 def task_of(model: nn.Module, example_label: Any = None) -> Task:
@@ -34,7 +36,8 @@ def task_of(model: nn.Module, example_label: Any = None) -> Task:
             "task='sentence_embedding' for an encoder whose hidden states are pooled to one vector a text."
         )
     if name == CLASSIFICATION:
-        return classification_task(model.config.problem_type, model.config.num_labels, example_label)
+        kind = classification_task(model.config.problem_type, model.config.num_labels, example_label)
+        return two_headed(kind) if type(model).__name__ in TWO_HEADED else kind
     if name == "seq2seq_lm" and "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         # Speech and audio models that are decoders over one joint sequence.
         return TASKS["causal_lm"]
@@ -97,6 +100,17 @@ def classification_task(problem_type: str | None, num_labels: int | None, exampl
     if problem_type not in kinds:
         raise HfDistillError(f"problem_type is {problem_type!r}; expected one of {', '.join(sorted(kinds))} or None.")
     return TASKS[problem_type]
+
+
+def two_headed(kind: Task) -> Task:
+    """The row of a classifier with a class head and a distillation head, for any kind of classifier."""
+    return replace(
+        TASKS["two_head_classification"],
+        default_loss=kind.default_loss,
+        label_loss=kind.label_loss,
+        integer_labels=kind.integer_labels,
+        classes=kind.classes,
+    )
 
 
 def named_task(task: Task | str) -> Task:

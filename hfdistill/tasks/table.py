@@ -11,6 +11,7 @@ from hfdistill.tasks.pairs import EMBEDDING_FIELDS, ImageTextPairs, pairwise_sig
 from hfdistill.tasks.pixels import Depths, Pixels, pixel_cross_entropy, squared_depth_error
 from hfdistill.tasks.queries import Queries
 from hfdistill.tasks.task import Classes, Task
+from hfdistill.tasks.two_heads import TwoHeads
 
 CLASSIFIERS = (
     "AutoModelForImageClassification",
@@ -25,6 +26,8 @@ TASKS: dict[str, Task] = {
         Task("single_label_classification", forward_kl, cross_entropy, auto_classes=CLASSIFIERS),
         Task("multi_label_classification", bernoulli_kl, binary_cross_entropy, integer_labels=False),
         Task("regression", logit_mse, squared_error, integer_labels=False, classes=Classes.VALUES),
+        # The class tells of two heads, and `task_of` then takes the losses of the kind of problem, as for any classifier.
+        Task("two_head_classification", forward_kl, cross_entropy, TwoHeads()),
         Task(
             "token_classification",
             forward_kl,
