@@ -61,9 +61,9 @@ def student_with_distillation_token(model: PreTrainedModel, *, seed: int = 42) -
         )
     if not isinstance(model, ViTPreTrainedModel | DeiTPreTrainedModel):
         raise HfDistillError(
-            f"A {type(model).__name__} came; expected a ViT or a DeiT, such as ViTForImageClassification, which a token "
-            "can be added to. Of a LeViT build LevitForImageClassificationWithTeacher; any other student learns from "
-            "its teacher with the one head that it has."
+            f"A {type(model).__name__} came; expected a ViT or a DeiT, such as ViTForImageClassification, to which a "
+            "token can be added. Of a LeViT build LevitForImageClassificationWithTeacher; any other student learns "
+            "from its teacher with the one head that it has."
         )
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)

@@ -26,7 +26,7 @@ TASKS: dict[str, Task] = {
         Task("single_label_classification", forward_kl, cross_entropy, auto_classes=CLASSIFIERS),
         Task("multi_label_classification", bernoulli_kl, binary_cross_entropy, integer_labels=False),
         Task("regression", logit_mse, squared_error, integer_labels=False, classes=Classes.VALUES),
-        # The class tells of two heads, and `task_of` then takes the losses of the kind of problem, as for any classifier.
+        # `task_of` finds it by the model's class, and gives it the losses of the kind of problem.
         Task("two_head_classification", forward_kl, cross_entropy, TwoHeads()),
         Task(
             "token_classification",
