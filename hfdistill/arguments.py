@@ -16,6 +16,7 @@ from hfdistill.errors import HfDistillError
 from hfdistill.features import Relations
 from hfdistill.first_look import same_random_numbers
 from hfdistill.objective import Objective
+from hfdistill.schedules import is_used
 from hfdistill.tasks import ImageTextPairs, Task
 from hfdistill.teachers import OwnBase, ZeroShotTeacher
 
@@ -52,7 +53,7 @@ def check_batch_size(args: DistillationConfig, objective: Objective, task: Task,
                 f"{term!r} relates {least} or more examples of a micro-batch, and {what}. Expected larger batches, and "
                 "dataloader_drop_last=True where the last one is smaller (accumulation adds none)."
             )
-    idle = [term.name for term in objective.active if term.weight > 0 and not isinstance(term, Embeddings)]
+    idle = [term.name for term in objective.active if is_used(term.weight) and not isinstance(term, Embeddings)]
     if isinstance(task.layout, ImageTextPairs) and args.per_device_train_batch_size < 2 and idle:
         raise HfDistillError(
             f"per_device_train_batch_size is 1, and {' and '.join(idle)} of {task.name} would be 0: a pair is told "

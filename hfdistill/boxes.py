@@ -9,6 +9,7 @@ import torch
 
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import StepContext, finite_weight
+from hfdistill.schedules import Weight, checked_weight, described
 from hfdistill.tasks import Pairs, Queries, Task
 from hfdistill.tasks.matching import (
     DICE_WEIGHT,
@@ -35,15 +36,15 @@ class Boxes:
     fields: tuple[str, ...] = ()
 
     def __init__(
-        self, *, weight: float = 1.0, name: str = "boxes", l1: float = L1_WEIGHT, giou: float = GIOU_WEIGHT
+        self, *, weight: Weight | str = 1.0, name: str = "boxes", l1: float = L1_WEIGHT, giou: float = GIOU_WEIGHT
     ) -> None:
-        self.weight = finite_weight(weight, name)
+        self.weight = checked_weight(weight, name)
         self.name = name
         self.l1 = finite_weight(l1, "l1")
         self.giou = finite_weight(giou, "giou")
 
     def __repr__(self) -> str:
-        return f"Boxes(weight={self.weight:g}, l1={self.l1:g}, giou={self.giou:g})"
+        return f"Boxes(weight={described(self.weight)}, l1={self.l1:g}, giou={self.giou:g})"
 
     def values(self, context: StepContext) -> torch.Tensor:
         """One value an example."""
@@ -74,15 +75,20 @@ class Masks:
     fields: tuple[str, ...] = ()
 
     def __init__(
-        self, *, weight: float = 1.0, name: str = "masks", pixels: float = PIXELS_WEIGHT, dice: float = DICE_WEIGHT
+        self,
+        *,
+        weight: Weight | str = 1.0,
+        name: str = "masks",
+        pixels: float = PIXELS_WEIGHT,
+        dice: float = DICE_WEIGHT,
     ) -> None:
-        self.weight = finite_weight(weight, name)
+        self.weight = checked_weight(weight, name)
         self.name = name
         self.pixels = finite_weight(pixels, "pixels")
         self.dice = finite_weight(dice, "dice")
 
     def __repr__(self) -> str:
-        return f"Masks(weight={self.weight:g}, pixels={self.pixels:g}, dice={self.dice:g})"
+        return f"Masks(weight={described(self.weight)}, pixels={self.pixels:g}, dice={self.dice:g})"
 
     def values(self, context: StepContext) -> torch.Tensor:
         """One value an example."""

@@ -30,6 +30,7 @@ from hfdistill.errors import HfDistillError
 from hfdistill.features import FeatureTerm
 from hfdistill.knowledge import Comparison, loss_name
 from hfdistill.objective import Objective
+from hfdistill.schedules import Weight, described, is_used
 
 TAGS = ("knowledge-distillation", "hfdistill")
 FINETUNE, ADAPTER = "finetune", "adapter"
@@ -55,7 +56,7 @@ class TermFacts:
     """
 
     name: str
-    weight: float
+    weight: Weight
     loss: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -120,7 +121,7 @@ def term_facts(objective: Objective) -> tuple[TermFacts, ...]:
             facts.append(TermFacts(term.name, term.weight, "masks", {"pixels": term.pixels, "dice": term.dice}))
         else:
             facts.append(TermFacts(term.name, term.weight))
-    return tuple(fact for fact in facts if fact.weight > 0)
+    return tuple(fact for fact in facts if is_used(fact.weight))
 
 
 def hub_id(name: str | None) -> str | None:
@@ -285,7 +286,7 @@ def _objective(facts: CardFacts) -> str:
         if source is not None:
             loss += f": {source.formula}"
         options = ", ".join(f"{key} = {value}" for key, value in term.options.items())
-        rows.append(f"| {term.name} | {term.weight:g} | {loss} | {options} |")
+        rows.append(f"| {term.name} | {described(term.weight)} | {loss} | {options} |")
     note = "The loss is the weighted sum of these terms, each a mean over examples, or over tokens, pixels or frames."
     if any(term.options.get("standardized") for term in facts.terms):
         note += f" With `standardized`: {STANDARDIZED.formula}."

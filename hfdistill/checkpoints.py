@@ -16,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from hfdistill import contract
 from hfdistill._version import __version__
 from hfdistill.adapters import check_checkpoint
+from hfdistill.balance import GradientBalance
 from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
 from hfdistill.config import DistillationConfig
 from hfdistill.faults import FaultWatch
@@ -35,6 +36,7 @@ class SavingTrainer(Trainer):
     # Not `objective`: Trainer keeps a number of that name during a search over hyperparameters.
     distillation_objective: Objective
     features: FeatureWatch
+    balance: GradientBalance
     faults: FaultWatch
     teacher_name: str | None
 
@@ -48,10 +50,13 @@ class SavingTrainer(Trainer):
         checkpoint = kwargs.get("resume_from_checkpoint")
         if checkpoint is not None:
             self.features.load(Path(checkpoint))
+            self.balance.load(Path(checkpoint))
         with self.features.projectors.attached(self.model):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.is_in_train and self.balance.terms and self.args.should_save:
+            self.balance.save(Path(output_dir or str(self.args.output_dir)))
         if self.features.attached(self.model) and self.args.should_save:
             self.features.projectors.save(Path(output_dir or str(self.args.output_dir)), state_dict)
             state_dict = without_projectors(self.model.state_dict() if state_dict is None else state_dict)

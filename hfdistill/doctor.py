@@ -19,6 +19,7 @@ from hfdistill.data.regions import TASK as SEGMENTATION
 from hfdistill.data.windows import Windows
 from hfdistill.errors import HfDistillError
 from hfdistill.objective import Objective
+from hfdistill.schedules import is_used
 from hfdistill.stages import models
 from hfdistill.stages.exam import Exam
 from hfdistill.stages.exams import outcome_of
@@ -260,7 +261,7 @@ class Doctor:
         _, context = trainer.outputs_and_context(trainer.model, inputs)
         norms, findings = {}, []
         for term in trainer.distillation_objective.active:
-            if term.weight == 0 or (term.needs_labels and int(counts.labelled) == 0):
+            if not is_used(term.weight) or (term.needs_labels and int(counts.labelled) == 0):
                 findings.append(f"{term.name}: no row of this batch counts, or its weight is 0")
                 continue
             total, parts = Objective([term])(context, counts)

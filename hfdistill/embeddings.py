@@ -10,6 +10,7 @@ from torch import nn
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import Comparison, Loss, StepContext, loss_name
 from hfdistill.losses import cosine_distance
+from hfdistill.schedules import Weight
 from hfdistill.tasks import ImageTextPairs, Task
 from hfdistill.tasks.pairs import EMBEDDING_FIELDS, pair_width
 
@@ -28,7 +29,12 @@ class Embeddings(Comparison):
     fields = EMBEDDING_FIELDS
 
     def __init__(
-        self, loss: Loss | str = cosine_distance, *, weight: float = 1.0, name: str = "embeddings", **options: Any
+        self,
+        loss: Loss | str = cosine_distance,
+        *,
+        weight: Weight | str = 1.0,
+        name: str = "embeddings",
+        **options: Any,
     ) -> None:
         super().__init__(loss, weight=weight, name=name, **options)
 

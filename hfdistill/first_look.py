@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hfdistill.errors import HfDistillError
 from hfdistill.objective import Objective
+from hfdistill.schedules import is_used
 from hfdistill.tasks import Classes, Task
 from hfdistill.views import TEACHER_PREFIX
 
@@ -69,8 +70,8 @@ def check_first_batch(
 
 
 def _check_labels(batch: Mapping[str, Any], objective: Objective, task: Task) -> None:
-    needing = [term.name for term in objective.active if term.weight > 0 and term.needs_labels]
-    learning = [term.name for term in objective.active if term.weight > 0]
+    needing = [term.name for term in objective.active if is_used(term.weight) and term.needs_labels]
+    learning = [term.name for term in objective.active if is_used(term.weight)]
     if not task.label_names or len(needing) < len(learning):
         return
     if all(batch.get(name) is None for name in task.label_names):

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -14,15 +14,20 @@ from torch import nn
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.losses import LOSSES, bernoulli_kl, check_classes, forward_kl
 from hfdistill.rows import BatchRows
+from hfdistill.schedules import Weight, checked_weight, described, is_used, options_at
 from hfdistill.tasks import Classes, Pairs, Task, architecture_task
 from hfdistill.tasks.embeddings import encoder_width
 from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
 from hfdistill.teachers import Targets
+from hfdistill.temperatures import check_rows_soften, constants, distance, has_changing
 
 if TYPE_CHECKING:
     from hfdistill.features.watch import FeatureStep
 
 Loss = Callable[..., torch.Tensor]
+
+LATE = 1e9
+"""An epoch after the end of every schedule."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class StepContext:
 
     `model_loss` is the student's own loss, where the task can be scored by nothing else; `fields` are its further
     outputs that the terms have asked for, by name; `pairs` are the matched queries of a set-prediction head; `inputs`
-    are the batch's, and `features` what both models have shown of their insides.
+    are the batch's, and `features` what both models have shown of their insides. `epoch` counts the epochs done so far,
+    and `balanced` holds the weights that were found by measuring, by the term's name.
     """
 
     logits: torch.Tensor
@@ -44,6 +50,8 @@ class StepContext:
     pairs: Pairs | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     features: FeatureStep | None = None
+    epoch: float = 0.0
+    balanced: Mapping[str, float] = field(default_factory=dict)
 
 
 class Term(Protocol):
@@ -55,8 +63,8 @@ class Term(Protocol):
         ...
 
     @property
-    def weight(self) -> float:
-        """Factor of the part in the total."""
+    def weight(self) -> Weight:
+        """Factor of the part in the total: a number, a schedule, or one that is found by measuring."""
         ...
 
     @property
@@ -94,11 +102,11 @@ class TaskLoss:
     needs_teacher = False
     fields: tuple[str, ...] = ()
 
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = finite_weight(weight, self.name)
+    def __init__(self, weight: Weight | str = 1.0) -> None:
+        self.weight = checked_weight(weight, self.name)
 
     def __repr__(self) -> str:
-        return f"TaskLoss(weight={self.weight:g})"
+        return f"TaskLoss(weight={described(self.weight)})"
 
     def values(self, context: StepContext) -> torch.Tensor:
         """One value a row."""
@@ -106,7 +114,7 @@ class TaskLoss:
 
     def check(self, num_classes: int | None, task: Task) -> None:
         """Refuse a task that has no labels; else the task decides the loss."""
-        if not task.labelled and self.weight > 0:
+        if not task.labelled and is_used(self.weight):
             raise HfDistillError(
                 f"TaskLoss came for {task.name}, which has no labels; expected terms that learn from the teacher "
                 "alone: leave objective out, or pass Objective([Logits(...)])."
@@ -118,24 +126,32 @@ class Comparison:
 
     `loss` is a name in `hfdistill.losses.LOSSES` or any callable `(student, teacher, **options) -> (rows,)`; `options`
     (`temperature=4.0`, `beta=8.0`, ...) are bound to its signature here, so that a wrong one is an error now. A loss
-    with a parameter `labels` gets the labels and averages over the labelled rows only.
+    with a parameter `labels` gets the labels and averages over the labelled rows only. `weight` is a number, a schedule
+    (`Linear`, `Cosine`, `WarmUp`) or "auto".
     Errors: HfDistillError for an unknown loss or option, naming the nearest.
     """
 
     needs_teacher = True
     fields: tuple[str, ...] = ()
+    changing_options: ClassVar[bool] = False
+    """Whether options may be schedules and temperatures of rows."""
 
-    def __init__(self, loss: Loss | str, *, weight: float, name: str, **options: Any) -> None:
+    def __init__(self, loss: Loss | str, *, weight: Weight | str, name: str, **options: Any) -> None:
         self.loss = loss_named(loss)
-        self.weight = finite_weight(weight, name)
+        self.weight = checked_weight(weight, name)
         self.name = name
         self.options = bound_options(self.loss, options)
         self.needs_labels = "labels" in inspect.signature(self.loss).parameters
+        if has_changing(self.options) and not self.changing_options:
+            raise HfDistillError(
+                f"{self!r}: options that change are for Logits; expected a number. (Any term's weight may be a "
+                "schedule.)"
+            )
         self._try_options()
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
-        return f"{type(self).__name__}({loss_name(self.loss)}, weight={self.weight:g}{options})"
+        return f"{type(self).__name__}({loss_name(self.loss)}, weight={described(self.weight)}{options})"
 
     def _try_options(self) -> None:
         """Have the loss look at its options now, on nothing of interest, and not in the first step."""
@@ -149,9 +165,11 @@ class Comparison:
         nothing = torch.zeros(*self._trial_shape(), 4)
         labels = {"labels": torch.zeros(4, dtype=torch.long)} if self.needs_labels else {}
         try:
-            self.loss(nothing, nothing, **labels, **self.options)
+            for epoch in (0.0, LATE):
+                self.loss(nothing, nothing, **labels, **constants(self.options, epoch))
         except (TypeError, ValueError) as error:
             raise HfDistillError(f"{self!r} cannot be used: {error}") from error
+        check_rows_soften(self.loss, self.options, labels, loss_name(self.loss))
 
     def _trial_shape(self) -> tuple[int, ...]:
         """The shape before the width of what the loss looks at, large enough for any."""
@@ -179,10 +197,14 @@ class Logits(Comparison):
     """What the teacher says: a divergence between the student's and the teacher's logits.
 
     For embeddings of sentences, which stand in the place of logits, a distance between these. The arguments and errors
-    are those of every `Comparison`.
+    are those of every `Comparison`; an option may be a schedule, and the temperature a `TeacherEntropy` too.
     """
 
-    def __init__(self, loss: Loss | str = forward_kl, *, weight: float = 1.0, name: str = "kd", **options: Any) -> None:
+    changing_options = True
+
+    def __init__(
+        self, loss: Loss | str = forward_kl, *, weight: Weight | str = 1.0, name: str = "kd", **options: Any
+    ) -> None:
         super().__init__(loss, weight=weight, name=name, **options)
 
     def values(self, context: StepContext) -> torch.Tensor:
@@ -206,7 +228,8 @@ class Logits(Comparison):
                 "same classes. Build the student with num_labels, id2label and label2id of the teacher."
             )
         labels = {"labels": context.rows.labels} if self.needs_labels else {}
-        values = self.loss(student, teacher, **labels, **self.options)
+        options = {**options_at(self.options, context.epoch), **labels}
+        values = distance(self.loss, student, teacher, options)
         if values.shape != student.shape[:1]:
             raise HfDistillError(
                 f"The loss {loss_name(self.loss)} gave a tensor of shape {tuple(values.shape)} for "

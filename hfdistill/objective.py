@@ -14,6 +14,7 @@ from hfdistill.errors import HfDistillError
 from hfdistill.features import FeatureTerm
 from hfdistill.knowledge import Comparison, Logits, StepContext, TaskLoss, Term
 from hfdistill.rows import RowCounts
+from hfdistill.schedules import Auto, Schedule, is_used
 from hfdistill.tasks import Queries, Task
 
 
@@ -33,7 +34,7 @@ class Objective:
             )
         if len(set(names)) < len(names):
             raise HfDistillError(f"Terms with the same name came ({', '.join(names)}); give each its own name=.")
-        if not any(term.weight > 0 for term in self.terms):
+        if not any(is_used(term.weight) for term in self.terms):
             raise HfDistillError("All weights are 0; expected at least one term with a positive weight.")
 
     def __repr__(self) -> str:
@@ -60,7 +61,7 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether any term with a positive weight asks for targets."""
-        return any(term.needs_teacher and term.weight > 0 for term in self.terms)
+        return any(term.needs_teacher and is_used(term.weight) for term in self.terms)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ class Objective:
     @property
     def active(self) -> tuple[Term, ...]:
         """The terms that are computed: those with a positive weight, and TaskLoss, whose value is reported always."""
-        return tuple(term for term in self.terms if term.weight > 0 or not term.needs_teacher)
+        return tuple(term for term in self.terms if is_used(term.weight) or not term.needs_teacher)
 
     def check(self, num_classes: int | None, task: Task) -> None:
         """Refuse, before training, terms that are dead for so many classes or do not fit the task."""
@@ -91,6 +92,21 @@ class Objective:
     def __call__(self, context: StepContext, counts: RowCounts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and each term's unweighted part: this micro-batch's share of the step's means."""
         total: torch.Tensor | None = None
+        parts = self.parts(context, counts)
+        for term in self.active:
+            if is_used(term.weight) and term.name in parts:
+                weight = weight_at(term, context.epoch, context.balanced)
+                weighted = parts[term.name] if weight == 1 else weight * parts[term.name]
+                total = weighted if total is None else total + weighted
+        if total is None:
+            raise HfDistillError(
+                f"A batch without labels came, and every term of {self!r} needs them; expected the key 'labels', or a "
+                "term that learns from the teacher alone, such as Logits()."
+            )
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def parts(self, context: StepContext, counts: RowCounts) -> dict[str, torch.Tensor]:
+        """Each term's unweighted part with its graph; terms that need labels are left out of a batch without."""
         parts: dict[str, torch.Tensor] = {}
         for term in self.active:
             if term.needs_labels and context.rows.labels is None:
@@ -99,14 +115,13 @@ class Objective:
             own_rows = isinstance(term, FeatureTerm)
             summed = values.sum() if own_rows else context.rows.for_term(term.needs_labels).total(values)
             # At least 1, so that a step without rows gives 0, not NaN.
-            part = summed / counts.for_term(term.name, term.needs_labels).clamp(min=1)
-            parts[term.name] = part.detach()
-            if term.weight > 0:
-                weighted = part if term.weight == 1 else term.weight * part
-                total = weighted if total is None else total + weighted
-        if total is None:
-            raise HfDistillError(
-                f"A batch without labels came, and every term of {self!r} needs them; expected the key 'labels', or a "
-                "term that learns from the teacher alone, such as Logits()."
-            )
-        return total, parts
+            parts[term.name] = summed / counts.for_term(term.name, term.needs_labels).clamp(min=1)
+        return parts
+
+
+def weight_at(term: Term, epoch: float, balanced: Mapping[str, float]) -> float:
+    """The weight of a term after so many epochs; one that is yet to be measured counts as 1."""
+    weight = term.weight
+    if isinstance(weight, Auto):
+        return balanced.get(term.name, 1.0)
+    return weight.at(epoch) if isinstance(weight, Schedule) else weight

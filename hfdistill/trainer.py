@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from hfdistill import contract, loading, vocabulary
 from hfdistill.adapters import adapted, check_base_teaches
 from hfdistill.arguments import check_batch_size, checked_args, first_example, label_of, teacher_module
+from hfdistill.balance import GradientBalance, gradient_lengths
 from hfdistill.boxes import with_pairs
 from hfdistill.checkpoints import SavingTrainer
 from hfdistill.config import DistillationConfig
@@ -26,7 +28,7 @@ from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.features import FeatureWatch
 from hfdistill.first_look import check_first_batch, first_batch
 from hfdistill.knowledge import StepContext
-from hfdistill.objective import Objective
+from hfdistill.objective import Objective, weight_at
 from hfdistill.pairing import paired, with_heads
 from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
@@ -132,6 +134,7 @@ class DistillationTrainer(SavingTrainer):
                     f"No teacher came, and {self.distillation_objective!r} needs one; pass teacher_model, or "
                     "objective=Objective([TaskLoss()]) to train without."
                 )
+        self.balance = GradientBalance.of(objective.active, self.is_fsdp_enabled or self.is_deepspeed_enabled)
             return None
         processing_classes = (self.processing_class, processing_class)
         pairing = paired(
@@ -187,9 +190,19 @@ class DistillationTrainer(SavingTrainer):
         teachers_own = processing_class if differences else None
         self.data_collator = RawCollator(
             self.data_collator, self.processing_class, teachers_own, self.views, self.args.input_columns
+        if self.balance.is_due(self.state.global_step):
+            # The bare student: a distributed wrapper waits for a backward of its own after each forward.
+            student = contract.bare(self.model)
+            of_batch = partial(self._parts, student, counts=counts)
+            self.balance.add(gradient_lengths(student, batches, of_batch, self.accelerator))
         )
 
     def _processing_class_of(self, teacher: nn.Module | None, given: Any) -> Any:
+    def _parts(self, student: nn.Module, batch: Any, counts: RowCounts) -> dict[str, torch.Tensor]:
+        with self.compute_loss_context_manager():
+            _, context = self.outputs_and_context(student, self._prepare_inputs(batch))
+            return self.distillation_objective.parts(self._smoothed(context), counts)
+
         if given is None and isinstance(teacher, ZeroShotTeacher) and teacher.image_processor is not None:
             return teacher.image_processor
         if given is not None or teacher is None or self.teacher_name is None:
@@ -227,6 +240,8 @@ class DistillationTrainer(SavingTrainer):
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
+            epoch=float(self.state.epoch or 0.0),
+            balanced=self.balance.weights,
     def get_batch_samples(  # type: ignore[override]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], RowCounts | None]:
@@ -242,6 +257,9 @@ class DistillationTrainer(SavingTrainer):
         return batches, counts
 
     def compute_loss(
+    def _smoothed(self, context: StepContext) -> StepContext:
+        return replace(context, label_smoothing=self.args.label_smoothing_factor)
+
         self,
         model: nn.Module,
         inputs: dict[str, Any],
@@ -264,8 +282,15 @@ class DistillationTrainer(SavingTrainer):
     def outputs_and_context(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, StepContext]:
         """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
         with lookups_explained(inputs):
+            logs.update(self._changing_weights())
             # The teacher first: its activations are gone before the student's have to be kept.
             targets = self._targets(inputs)
+    def _changing_weights(self) -> dict[str, float]:
+        """The present weights that are no constants, as `weight/<term>`."""
+        changing = [term for term in self.distillation_objective.active if not isinstance(term.weight, float)]
+        epoch, balanced = float(self.state.epoch or 0.0), self.balance.weights
+        return {f"weight/{term.name}": weight_at(term, epoch, balanced) for term in changing}
+
             with self.features.watching(self.model, self.views.student(inputs)) as seen:
                 outputs = model(**seen.inputs, **self.features.arguments)
         logits = self.task.logits(outputs, inputs)
@@ -287,8 +312,7 @@ class DistillationTrainer(SavingTrainer):
         return self.teacher(self.views.teacher(inputs))
 
     def _training_total(self, context: StepContext, counts: RowCounts) -> torch.Tensor:
-        smoothed = replace(context, label_smoothing=self.args.label_smoothing_factor)
-        total, parts = self.distillation_objective(smoothed, counts)
+        total, parts = self.distillation_objective(self._smoothed(context), counts)
         self.train_parts.add(parts)
         # DDP, FSDP and DeepSpeed average gradients over ranks, and the counts are global already.
         processes: int = self.accelerator.num_processes

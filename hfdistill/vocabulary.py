@@ -19,6 +19,7 @@ from hfdistill.knowledge import Logits
 from hfdistill.losses import LOSSES
 from hfdistill.objective import Objective
 from hfdistill.tasks import UNLABELLED, Classes, Spans, Task, Tokens
+from hfdistill.temperatures import constants
 
 # Tokenizers of one family cut these alike; those with other merges, cases or pieces do not.
 PROBES = (
@@ -248,7 +249,7 @@ def check_losses(objective: Objective, alignment: VocabularyAlignment) -> None:
         if not isinstance(term, Logits) or term.loss not in LOSSES.values():
             continue
         labels = {"labels": torch.zeros(4, dtype=torch.long)} if term.needs_labels else {}
-        if not term.loss(student, teacher, **labels, **term.options).isfinite().all():
+        if not term.loss(student, teacher, **labels, **constants(term.options)).isfinite().all():
             raise HfDistillError(
                 f"{term!r} is infinite for a token that the teacher lacks ({alignment.notice}); expected a loss that "
                 "bears it: forward_kl, jensen_shannon (beta below 1) or skew_kl (also with reverse=True)."

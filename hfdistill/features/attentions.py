@@ -17,6 +17,7 @@ from hfdistill.features.layout import valid_positions
 from hfdistill.features.terms import Binding, FeatureTerm, Look, Read, Source
 from hfdistill.knowledge import Loss, StepContext, loss_name
 from hfdistill.losses import attention_map_kl, attention_relation
+from hfdistill.schedules import Weight
 from hfdistill.sight import MAPS, Seen, Sight, unwrapped
 from hfdistill.tasks.layouts import first_tensor
 
@@ -41,7 +42,7 @@ class Attentions(FeatureTerm):
         *,
         layers: Layers = LAST,
         kinds: list[Kind] | None = None,
-        weight: float = 1.0,
+        weight: Weight | str = 1.0,
         name: str = "attentions",
         part: str | None = None,
         **options: Any,

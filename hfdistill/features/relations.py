@@ -19,6 +19,7 @@ from hfdistill.losses import (
     relational_distance,
     similarity_preserving,
 )
+from hfdistill.schedules import Weight
 
 Pool = Literal["mean", "first", "last", "none"]
 LEAST_EXAMPLES = {
@@ -46,7 +47,7 @@ class Relations(HiddenStates):
         *,
         pool: Pool = "mean",
         layers: Layers = LAST,
-        weight: float = 1.0,
+        weight: Weight | str = 1.0,
         name: str = "relations",
         part: str | None = None,
         prefix: Prefix = "auto",

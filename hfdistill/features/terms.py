@@ -16,6 +16,7 @@ from hfdistill.features.projectors import Plan, Projectors
 from hfdistill.features.regions import Region
 from hfdistill.knowledge import Comparison, Loss, StepContext, loss_name
 from hfdistill.losses import LOSSES, attention_transfer, channel_wise_kl, hint
+from hfdistill.schedules import Weight
 from hfdistill.sight import HIDDEN, Seen, Sight, check_modules
 from hfdistill.tasks import Task
 from hfdistill.tasks.layouts import first_tensor
@@ -67,7 +68,7 @@ class FeatureTerm(Comparison):
         self,
         loss: Loss | str,
         *,
-        weight: float,
+        weight: Weight | str,
         name: str,
         part: str | None,
         prefix: Prefix,
@@ -270,7 +271,7 @@ class HiddenStates(FeatureTerm):
         loss: Loss | str = hint,
         *,
         layers: Layers = LAST,
-        weight: float = 1.0,
+        weight: Weight | str = 1.0,
         name: str = "hidden",
         part: str | None = None,
         prefix: Prefix = "auto",
@@ -324,7 +325,7 @@ class Module(FeatureTerm):
         teacher_module: str | None = None,
         *,
         loss: Loss | str = hint,
-        weight: float = 1.0,
+        weight: Weight | str = 1.0,
         name: str = "module",
         part: str | None = None,
         prefix: Prefix = "auto",

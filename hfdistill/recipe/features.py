@@ -12,14 +12,14 @@ from hfdistill.recipe.values import RecipeError, bound_to, converted, unknown_ke
 if TYPE_CHECKING:
     from hfdistill.knowledge import Term
 
-READ_APART = ("self", "loss", "region", "layers", "options")
+READ_APART = ("self", "loss", "weight", "region", "layers", "options")
 """Parameters of such terms that are no plain values."""
 
 
-def feature_term(term: str) -> Callable[[Mapping[str, Any], str], Term]:
+def feature_term(term: str) -> Callable[[Mapping[str, Any], Mapping[str, Any], str], Term]:
     """A reader of the terms on features, whose options are the term's own and then its loss's."""
 
-    def made(options: Mapping[str, Any], path: str) -> Term:
+    def made(options: Mapping[str, Any], weight: Mapping[str, Any], path: str) -> Term:
         from hfdistill import features
         from hfdistill.knowledge import bound_options, loss_named
 
@@ -47,7 +47,7 @@ def feature_term(term: str) -> Callable[[Mapping[str, Any], str], Term]:
                 raise RecipeError(f"{path}.module: this key is missing; expected the name of a module.")
             bound_options(loss, others)
             bound = bound_to(kind.__init__, own, path, own_names) | bound_to(loss, others, path)
-            return kind(**given, **region, **layers, **bound)  # type: ignore[no-any-return]
+            return kind(**weight, **given, **region, **layers, **bound)  # type: ignore[no-any-return]
         except RecipeError:
             raise
         except HfDistillError as error:

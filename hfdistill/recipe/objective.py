@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfdistill.errors import HfDistillError
+from hfdistill.recipe.changing import without_changing, without_weight
 from hfdistill.recipe.features import feature_term
 from hfdistill.recipe.values import RecipeError, bound_to, converted, unknown_key
 
@@ -32,44 +33,47 @@ def terms_of(entries: Sequence[Mapping[str, Any]], path: str) -> list[Term]:
             raise unknown_key(f"{where}.{kind}", KINDS)
         if options is not None and not isinstance(options, Mapping):
             raise RecipeError(f"{where}.{kind}: got {options!r}, expected the term's options, such as {{weight: 1}}.")
-        terms.append(KINDS[kind](options or {}, f"{where}.{kind}"))
+        others, weight = without_weight(options or {}, f"{where}.{kind}")
+        terms.append(KINDS[kind](others, weight, f"{where}.{kind}"))
     return terms
 
 
-def _task(options: Options, path: str) -> Term:
+def _task(options: Options, weight: Options, path: str) -> Term:
     from hfdistill.knowledge import TaskLoss
 
-    return TaskLoss(**bound_to(TaskLoss.__init__, options, path, ["weight"]))
+    return TaskLoss(**weight, **bound_to(TaskLoss.__init__, options, path, ["weight"]))
 
 
-def _logits(options: Options, path: str) -> Term:
+def _logits(options: Options, weight: Options, path: str) -> Term:
     from hfdistill.knowledge import Logits, bound_options, loss_named
 
-    own = {key: value for key, value in options.items() if key in ("loss", "weight", "name")}
+    options, changing = without_changing(options, path)
+    own = {key: value for key, value in options.items() if key in ("loss", "name")}
     others = {key: value for key, value in options.items() if key not in own}
     try:
         loss = loss_named(converted(own.pop("loss", "forward_kl"), str, f"{path}.loss"))
-        bound_options(loss, others)
-        return Logits(loss, **bound_to(Logits.__init__, own, path, ["weight", "name"]), **bound_to(loss, others, path))
+        bound_options(loss, {**others, **changing})
+        bound = bound_to(Logits.__init__, own, path, ["weight", "name"]) | bound_to(loss, others, path)
+        return Logits(loss, **weight, **bound, **changing)
     except RecipeError:
         raise
     except HfDistillError as error:
         raise RecipeError(f"{path}: {error}") from error
 
 
-def _boxes(options: Options, path: str) -> Term:
+def _boxes(options: Options, weight: Options, path: str) -> Term:
     from hfdistill.boxes import Boxes
 
-    return Boxes(**bound_to(Boxes.__init__, options, path, ["weight", "name", "l1", "giou"]))
+    return Boxes(**weight, **bound_to(Boxes.__init__, options, path, ["weight", "name", "l1", "giou"]))
 
 
-def _masks(options: Options, path: str) -> Term:
+def _masks(options: Options, weight: Options, path: str) -> Term:
     from hfdistill.boxes import Masks
 
-    return Masks(**bound_to(Masks.__init__, options, path, ["weight", "name", "pixels", "dice"]))
+    return Masks(**weight, **bound_to(Masks.__init__, options, path, ["weight", "name", "pixels", "dice"]))
 
 
-KINDS: dict[str, Callable[[Options, str], Term]] = {
+KINDS: dict[str, Callable[[Options, Options, str], Term]] = {
     "task": _task,
     "logits": _logits,
     "boxes": _boxes,
