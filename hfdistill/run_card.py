@@ -16,6 +16,7 @@ from hfdistill.tasks import TASKS
 
 TASK_TAGS = {
     "ForImageClassification": "image-classification",
+    "ForImageClassificationWithTeacher": "image-classification",
     "ForSequenceClassification": "text-classification",
     "ForAudioClassification": "audio-classification",
     "ForVideoClassification": "video-classification",

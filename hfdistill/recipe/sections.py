@@ -11,6 +11,7 @@ from hfdistill.recipe.adapters import adapters_of
 from hfdistill.recipe.generation import check_generation
 from hfdistill.recipe.objective import terms_of
 from hfdistill.recipe.training import training_settings
+from hfdistill.recipe.two_heads import check_two_heads
 from hfdistill.recipe.values import RecipeError, converted, unknown_key
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class StudentSection:
     `from_teacher` takes layers of the teacher as it is loaded, before `teacher.finetune`, so that the control has
     learnt nothing from the fine-tuned teacher. `finetune` asks for a last fine-tune of the distilled student on the
     labels. With `peft` (`peft_type`, lora by default, and PEFT's own options of it) adapters of `model` alone learn and
-    are saved.
+    are saved. With `distillation_token` a ViT, DeiT or LeViT gets a second head that learns from the teacher.
     """
 
     SECTION: ClassVar[str] = "student"
@@ -109,6 +110,7 @@ class StudentSection:
     processor: str | None = None
     finetune: dict[str, Any] | None = None
     peft: dict[str, Any] | None = None
+    distillation_token: bool = False
 
     def __post_init__(self) -> None:
         _check_source(self, {"model": self.model, "config": self.config, "from_teacher": self.from_teacher})
@@ -354,7 +356,7 @@ class Recipe:
             raise RecipeError(
                 f"seeds: got {self.seeds}, expected different whole numbers of at least 0, such as [42, 43]."
             )
-
+        check_two_heads(self.student, self.objective)
         if self.teacher.zero_shot is not None and self.student.from_teacher is not None:
             raise RecipeError(
                 "student.from_teacher: layers of a zero-shot teacher make no classifier; name student.model or "

@@ -28,6 +28,7 @@ from hfdistill.loading import load_teacher, why_not_loaded
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
 from hfdistill.recipe.values import unknown_key
 from hfdistill.students import student_from_teacher
+from hfdistill.students.distillation_token import TWO_HEADED, with_two_heads
 from hfdistill.tasks import TASKS
 from hfdistill.teachers import ZeroShotTeacher
 
@@ -128,6 +129,16 @@ def build_student(recipe: Recipe, kind: Kind, seed: int) -> Student:
 
 
 def _bare_student(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
+    student = _student_as_named(recipe, kind, seed)
+    if not recipe.student.distillation_token:
+        return student
+    try:
+        return with_two_heads(student, seed=seed)
+    except HfDistillError as error:
+        raise RecipeError(f"student.distillation_token: {error}") from error
+
+
+def _student_as_named(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
     section = recipe.student
     if section.from_teacher is not None:
         original = load_original_teacher(recipe, kind)
@@ -160,6 +171,8 @@ def load_finished_student(folder: Path, recipe: Recipe, kind: Kind) -> Student:
 def _from_config(section: TeacherSection | StudentSection, teacher: TeacherSection, kind: Kind) -> PreTrainedModel:
     config = named_config(section)
     config.update(kind.config_settings(section, teacher))
+    if isinstance(section, StudentSection) and section.distillation_token and config.model_type in TWO_HEADED:
+        config.architectures = [TWO_HEADED[config.model_type].__name__]
     try:
         model: PreTrainedModel = kind.auto_class.from_config(config)
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
@@ -194,6 +207,11 @@ def _loading(role: str, name: str, load: Callable[[], Any]) -> Any:
 
 def summary(recipe: Recipe, role: str) -> str:
     """A model in a few words: its Hub id or folder, or what it was built from."""
+    token = role != "teacher" and recipe.student.distillation_token
+    return _origin(recipe, role) + (", with a distillation token" if token else "")
+
+
+def _origin(recipe: Recipe, role: str) -> str:
     section: Any = recipe.teacher if role == "teacher" else recipe.student
     if section.model is not None:
         zero_shot = role == "teacher" and recipe.teacher.zero_shot is not None

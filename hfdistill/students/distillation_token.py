@@ -77,6 +77,12 @@ def student_with_distillation_token(model: PreTrainedModel, *, seed: int = 42) -
     return student
 
 
+def with_two_heads(model: PreTrainedModel, *, seed: int = 42) -> PreTrainedModel:
+    """The model itself if it has a distillation head already, else the student made of it."""
+    two_headed = isinstance(model, tuple(TWO_HEADED.values()))
+    return model if two_headed else student_with_distillation_token(model, seed=seed)
+
+
 def _config(config: PreTrainedConfig) -> DeiTConfig:
     """The same settings, under the name of the other family."""
     settings = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
