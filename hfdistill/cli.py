@@ -18,31 +18,22 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from hfdistill._version import __version__
 from hfdistill.errors import HfDistillError
+from hfdistill.options import command_line, split_changes
 
 if TYPE_CHECKING:
     from hfdistill.recipe import Recipe
+    from hfdistill.report import Report
     from hfdistill.stages import Reporter
 
-SECTIONS = ("student", "teacher", "data", "objective", "training")
-
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-EXAMPLES = """examples:
-  hfdistill run digits
-  hfdistill run fashion_mnist --seeds 3 --output runs/clothes
-  hfdistill run imagefolder --data.dataset=/my/pictures --training.learning_rate=1e-4
-  accelerate launch --multi_gpu --num_processes 2 -m hfdistill run cifar100
-"""
-EXIT_CODES = "exit codes: 0 done, 1 the run failed, 2 wrong usage or recipe, 130 interrupted (run again to go on)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never a traceback for what a user can cause, unless with --debug."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    changes, rest = _split_changes(given)
-    options = _parser().parse_args(rest)
+    changes, rest = split_changes(given)
+    options = command_line().parse_args(rest)
     if changes and not options.takes_changes:
         print(
             f"hfdistill {options.command}: error: {changes[0]} changes a recipe, and this command has none",
@@ -53,111 +44,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.again = shlex.join(["hfdistill", *given])
     try:
         _set_environment(options.debug)
-        command: Callable[[argparse.Namespace], int] = options.function
-        return command(options)
+        return _commands()[options.command](options)
     except KeyboardInterrupt:
         return _interrupted(options)
     except Exception as error:  # noqa: BLE001 - the last resort of a command: a clear line instead of a traceback
         return _failed(error, options.debug)
 
 
-def _split_changes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Changes of the recipe (`--section.key=value` or `--section.key value`) apart from the command's own options."""
-    changes, rest, waiting = [], [], False
-    for argument in arguments:
-        is_option = argument.startswith("--")
-        if waiting and not is_option:
-            changes.append(argument)
-            waiting = False
-        elif is_option and argument[2:].partition("=")[0].partition(".")[0] in SECTIONS:
-            changes.append(argument)
-            waiting = "=" not in argument
-        else:
-            rest.append(argument)
-            waiting = False
-    return changes, rest
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hfdistill",
-        description="Knowledge distillation for Hugging Face models: a student, its teacher, and whether that helped.",
-        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"hfdistill {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(
-        name: str, function: Callable[[argparse.Namespace], int], text: str, *, changes: bool = False
-    ) -> argparse.ArgumentParser:
-        epilog = "Any value of the recipe can be changed: --section.key=VALUE, such as --training.learning_rate=1e-4."
-        command = commands.add_parser(
-            name, help=text, description=text, allow_abbrev=False, epilog=epilog if changes else None
-        )
-        command.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' own messages")
-        command.set_defaults(function=function, takes_changes=changes)
-        return command
-
-    run = add("run", _run, "Run a recipe: teacher, control, student, report. Run it again to go on.", changes=True)
-    run.add_argument(
-        "recipe", metavar="RECIPE", help="a shipped name (see `hfdistill recipes`) or the path of a YAML file"
-    )
-    run.add_argument("--output", metavar="DIR", type=Path, help="folder of the results (default: runs/RECIPE)")
-    seeds = run.add_mutually_exclusive_group()
-    seeds.add_argument("--seeds", metavar="N", type=_count, help="how many seeds, counted up from the recipe's first")
-    seeds.add_argument("--seed", metavar="S", type=int, nargs="+", help="these seeds")
-    run.add_argument(
-        "--no-control", action="store_true", help="do not train the student without the teacher: the gain stays unknown"
-    )
-    run.add_argument("--overwrite", action="store_true", help="do stages anew that other values of the recipe made")
-    add("recipes", _recipes, "List the recipes that come with hfdistill.")
-    report = add("report", _report, "Make the report of a run again.")
-    report.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="the output folder of a run")
-    doctor = add(
-        "doctor", _doctor, "Check whether a recipe's two models fit together, before a long run.", changes=True
-    )
-    doctor.add_argument("recipe", metavar="RECIPE", help="a shipped name or the path of a YAML file")
-    push = add("push", _push, "Push a student with its model card to the Hub.")
-    push.add_argument(
-        "folder", metavar="FOLDER", type=Path, help="the output folder of a run, or a model's folder in it"
-    )
-    push.add_argument("repo_id", metavar="REPO_ID", help="where to, such as me/my-student")
-    push.add_argument("--private", action="store_true", help="make the repository private if it is new")
-    return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {number}, expected at least 1")
-    return number
-
-
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 
+def _commands() -> dict[str, Callable[[argparse.Namespace], int]]:
+    return {
+        "run": _run,
+        "sweep": _sweep,
+        "recipes": _recipes,
+        "report": _report,
+        "doctor": _doctor,
+        "push": _push,
+    }
+
+
 def _run(options: argparse.Namespace) -> int:
-    from transformers.utils.logging import disable_progress_bar
-
     from hfdistill.stages import run_recipe
-    from hfdistill.stages.processes import launch_warning
 
-    _end_on_sigterm()
-    if not options.debug:
-        disable_progress_bar()  # type: ignore[no-untyped-call]
-    reporter = _reporter()
-    if warning := launch_warning(os.environ):
-        reporter.say(f"Warning: {warning}", style="yellow")
+    reporter = _long_reporter(options)
     recipe = _recipe(options)
     output = _output(options)
     reporter.say(f"{options.recipe} -> {output}", style="bold")
-    report = run_recipe(recipe, output, reporter, overwrite=options.overwrite)
+    _say_report(run_recipe(recipe, output, reporter, overwrite=options.overwrite), recipe, output, reporter)
+    return OK
+
+
+def _say_report(report: Report | None, recipe: Recipe, output: Path, reporter: Reporter) -> None:
     if report is not None:
         reporter.say(report.table())
         reporter.say(f"Report: {output / 'report.md'}")
         reporter.say(f"Student: {output / f'seed-{recipe.seeds[0]}' / 'student'}")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from hfdistill.recipe import RecipeError, override_arguments
+    from hfdistill.sweep import BEST, grid_of, run_best, run_sweep
+
+    reporter = _long_reporter(options)
+    given = {"objective.temperature": options.temperature, "objective.alpha": options.alpha}
+    short = {key: values for key, values in given.items() if values is not None}
+    changes = override_arguments(options.changes)
+    for key in short.keys() & changes.keys():
+        raise RecipeError(f"{key} came twice, as --{key.rpartition('.')[2]} too; expected it once.")
+    grid = grid_of(options.recipe, {**short, **changes}, agreed=options.yes)
+    if options.seeds is not None:
+        first = grid.seeds[0]
+        grid = grid.with_seeds(
+            options.seeds if isinstance(options.seeds, list) else range(first, first + options.seeds)
+        )
+    output = _output(options)
+    reporter.say(f"{options.recipe}, {len(grid.trials)} combinations -> {output}", style="bold")
+    results = run_sweep(grid, output, reporter, overwrite=options.overwrite)
+    reporter.say(f"Table: {output / 'sweep.md'}")
+    assert results.best is not None, "run_sweep refuses to end without one"
+    if options.run_best:
+        report = run_best(results, output, reporter, overwrite=options.overwrite)
+        _say_report(report, results.best.trial.recipe, output / BEST, reporter)
+    else:
+        reporter.say(f"With its control and its test: {results.command(results.best.trial)}")
     return OK
 
 
@@ -179,7 +130,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 
 def _output(options: argparse.Namespace) -> Path:
-    return Path(options.output or Path("runs") / Path(options.recipe).stem)
+    name = Path(options.recipe).stem
+    return Path(options.output or Path("runs") / (f"{name}-sweep" if options.command == "sweep" else name))
 
 
 def _recipes(options: argparse.Namespace) -> int:
@@ -237,6 +189,21 @@ def _reporter() -> Reporter:
     return Reporter(console, silent=not is_main())
 
 
+def _long_reporter(options: argparse.Namespace) -> Reporter:
+    """The reporter of a command that trains, which may be ended from outside or launched wrongly."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from hfdistill.stages.processes import launch_warning
+
+    _end_on_sigterm()
+    if not options.debug:
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    reporter = _reporter()
+    if warning := launch_warning(os.environ):
+        reporter.say(f"Warning: {warning}", style="yellow")
+    return reporter
+
+
 def _set_environment(debug: bool) -> None:
     """Let hfdistill speak alone (the libraries' bars and hints are for their own users) and its threads wait asleep."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -270,7 +237,7 @@ def _end_on_sigterm() -> None:
 def _interrupted(options: argparse.Namespace) -> int:
     if _is_main_process():
         kept = ""
-        if options.command == "run":
+        if options.command in ("run", "sweep"):
             kept = (
                 f" What is finished and the last checkpoint are kept in {_output(options)}; to go on: {options.again}"
             )

@@ -122,6 +122,7 @@ class DistillationTrainer(SavingTrainer):
         check_batch_size(self.args, objective, self.task, self.train_dataset)
         self.distillation_objective = objective
         self.features = FeatureWatch.of(objective.active)
+        self.balance = GradientBalance.of(objective.active, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         names = [term.name for term in objective.active]
         needs_labels = [term.needs_labels for term in objective.active]
         self.train_parts = PartSums(names, needs_labels, self.args.device)
@@ -134,7 +135,6 @@ class DistillationTrainer(SavingTrainer):
                     f"No teacher came, and {self.distillation_objective!r} needs one; pass teacher_model, or "
                     "objective=Objective([TaskLoss()]) to train without."
                 )
-        self.balance = GradientBalance.of(objective.active, self.is_fsdp_enabled or self.is_deepspeed_enabled)
             return None
         processing_classes = (self.processing_class, processing_class)
         pairing = paired(
@@ -190,19 +190,9 @@ class DistillationTrainer(SavingTrainer):
         teachers_own = processing_class if differences else None
         self.data_collator = RawCollator(
             self.data_collator, self.processing_class, teachers_own, self.views, self.args.input_columns
-        if self.balance.is_due(self.state.global_step):
-            # The bare student: a distributed wrapper waits for a backward of its own after each forward.
-            student = contract.bare(self.model)
-            of_batch = partial(self._parts, student, counts=counts)
-            self.balance.add(gradient_lengths(student, batches, of_batch, self.accelerator))
         )
 
     def _processing_class_of(self, teacher: nn.Module | None, given: Any) -> Any:
-    def _parts(self, student: nn.Module, batch: Any, counts: RowCounts) -> dict[str, torch.Tensor]:
-        with self.compute_loss_context_manager():
-            _, context = self.outputs_and_context(student, self._prepare_inputs(batch))
-            return self.distillation_objective.parts(self._smoothed(context), counts)
-
         if given is None and isinstance(teacher, ZeroShotTeacher) and teacher.image_processor is not None:
             return teacher.image_processor
         if given is not None or teacher is None or self.teacher_name is None:
@@ -240,8 +230,6 @@ class DistillationTrainer(SavingTrainer):
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
-            epoch=float(self.state.epoch or 0.0),
-            balanced=self.balance.weights,
     def get_batch_samples(  # type: ignore[override]
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], RowCounts | None]:
@@ -253,13 +241,20 @@ class DistillationTrainer(SavingTrainer):
         counts = RowCounts.of([self.task.rows(batch) for batch in batches], device, own)
         if self.accelerator.num_processes > 1:
             counts = counts.unstacked(self.accelerator.reduce(counts.stacked(), reduction="sum"))
+        if self.balance.is_due(self.state.global_step):
+            # The bare student: a distributed wrapper waits for a backward of its own after each forward.
+            student = contract.bare(self.model)
+            of_batch = partial(self._parts, student, counts=counts)
+            self.balance.add(gradient_lengths(student, batches, of_batch, self.accelerator))
         self.train_parts.begin_step(counts, self.accelerator.num_processes)
         return batches, counts
 
-    def compute_loss(
-    def _smoothed(self, context: StepContext) -> StepContext:
-        return replace(context, label_smoothing=self.args.label_smoothing_factor)
+    def _parts(self, student: nn.Module, batch: Any, counts: RowCounts) -> dict[str, torch.Tensor]:
+        with self.compute_loss_context_manager():
+            _, context = self.outputs_and_context(student, self._prepare_inputs(batch))
+            return self.distillation_objective.parts(self._smoothed(context), counts)
 
+    def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
@@ -282,15 +277,8 @@ class DistillationTrainer(SavingTrainer):
     def outputs_and_context(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, StepContext]:
         """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
         with lookups_explained(inputs):
-            logs.update(self._changing_weights())
             # The teacher first: its activations are gone before the student's have to be kept.
             targets = self._targets(inputs)
-    def _changing_weights(self) -> dict[str, float]:
-        """The present weights that are no constants, as `weight/<term>`."""
-        changing = [term for term in self.distillation_objective.active if not isinstance(term.weight, float)]
-        epoch, balanced = float(self.state.epoch or 0.0), self.balance.weights
-        return {f"weight/{term.name}": weight_at(term, epoch, balanced) for term in changing}
-
             with self.features.watching(self.model, self.views.student(inputs)) as seen:
                 outputs = model(**seen.inputs, **self.features.arguments)
         logits = self.task.logits(outputs, inputs)
@@ -303,6 +291,8 @@ class DistillationTrainer(SavingTrainer):
             fields=fields_of(outputs, self.distillation_objective.fields),
             inputs=inputs,
             features=self.features.step(seen, outputs, targets),
+            epoch=float(self.state.epoch or 0.0),
+            balanced=self.balance.weights,
         )
         return outputs, with_pairs(context, outputs)
 
@@ -317,6 +307,9 @@ class DistillationTrainer(SavingTrainer):
         # DDP, FSDP and DeepSpeed average gradients over ranks, and the counts are global already.
         processes: int = self.accelerator.num_processes
         return total * processes if processes > 1 else total
+
+    def _smoothed(self, context: StepContext) -> StepContext:
+        return replace(context, label_smoothing=self.args.label_smoothing_factor)
 
     def _evaluation_total(self, context: StepContext) -> torch.Tensor:
         device = context.logits.device
@@ -340,7 +333,14 @@ class DistillationTrainer(SavingTrainer):
         if "loss" in logs:
             self.faults.check()
             logs.update(self.train_parts.means(self.accelerator, prefix=""))
+            logs.update(self._changing_weights())
         super().log(logs, *args, **kwargs)
+
+    def _changing_weights(self) -> dict[str, float]:
+        """The present weights that are no constants, as `weight/<term>`."""
+        changing = [term for term in self.distillation_objective.active if not isinstance(term.weight, float)]
+        epoch, balanced = float(self.state.epoch or 0.0), self.balance.weights
+        return {f"weight/{term.name}": weight_at(term, epoch, balanced) for term in changing}
 
     def evaluation_loop(
         self,

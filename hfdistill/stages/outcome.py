@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from copy import copy, deepcopy
@@ -81,9 +82,12 @@ def predictions(exam: Exam) -> Predictions:
 
 
 def finish(
-    stage: Stage, model: Model, config: DistillationConfig | None, test: Outcome, facts: Mapping[str, Any]
+    stage: Stage, model: Model, config: DistillationConfig | None, test: Outcome | None, facts: Mapping[str, Any]
 ) -> None:
-    """Put the stage's folder in place: the trained model (if `config` is given), its predictions, stage.json."""
+    """Put the stage's folder in place: the trained model (if `config` is given), its predictions, stage.json.
+
+    Without a `test` there are no predictions.
+    """
     with new_folder(stage.folder) as folder:
         if config is not None:
             for file in final_folder(config).iterdir():
@@ -91,8 +95,21 @@ def finish(
                     shutil.move(file, folder / file.name)
             if isinstance(model, PeftModel):
                 _write_config(model, folder)
-        write_tensors(folder / PREDICTIONS, test.tensors())
+        if test is not None:
+            write_tensors(folder / PREDICTIONS, test.tensors())
         write_json(folder / STAGE_FILE, {**facts, **_size(model, folder if config is not None else None)})
+
+
+def model_copied(stage: Path, target: Path) -> None:
+    """Copy the model that a finished stage has left."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(stage, target, ignore=shutil.ignore_patterns(STAGE_FILE, PREDICTIONS))
+
+
+def training_of(stage: Path) -> Trained:
+    """What a finished stage has recorded of its training."""
+    facts = json.loads((stage / STAGE_FILE).read_text(encoding="utf-8"))
+    return Trained(facts["seconds"], facts["steps"], facts["examples_seen"], facts["log_history"])
 
 
 def _size(model: Model, folder: Path | None) -> dict[str, int]:

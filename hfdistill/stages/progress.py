@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 
 class Reporter:
-    """Speaks for one process; a silent one is for the other processes of a launch."""
+    """Speaks for one process; a silent one is for the other processes of a launch.
+
+    `above`, where it is set, gives what stands above each bar on a terminal.
+    """
 
     def __init__(self, console: Console | None = None, *, silent: bool = False) -> None:
         self.console = Console(quiet=True) if silent else console or Console()
+        self.above: Callable[[], RenderableType] | None = None
 
     def say(self, what: Any, style: str | None = None) -> None:
         """A text as it is, or any rich renderable."""
@@ -44,7 +56,8 @@ class Reporter:
             yield BarSteps(progress, title)
 
     def _progress(self) -> Progress:
-        return Progress(
+        return _Bars(
+            self.above,
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -54,6 +67,20 @@ class Reporter:
             console=self.console,
             transient=True,
         )
+
+
+class _Bars(Progress):
+    """Bars with something above them that is drawn anew each time."""
+
+    def __init__(self, above: Callable[[], RenderableType] | None, *columns: ProgressColumn, **options: Any) -> None:
+        self.above = above  # read by the first drawing, which happens while Progress is made
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn, from top to bottom."""
+        if self.above is not None:
+            yield self.above()
+        yield from super().get_renderables()
 
 
 def _note(logs: dict[str, float] | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +29,11 @@ from hfdistill.stages import models
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.exams import outcome_of
 from hfdistill.stages.folders import Stage, check_output, outgrown_error, outgrown_stages, planned_stages, remove
-from hfdistill.stages.outcome import NO_TRAINING, finish
+from hfdistill.stages.outcome import NO_TRAINING, finish, model_copied, training_of
 from hfdistill.stages.processes import is_main, process_count, wait_for_all
 from hfdistill.stages.progress import Reporter
 from hfdistill.stages.settings import CONTROL, FINETUNED, STUDENT, TEACHER, StageSettings, same_budget, stage_settings
-from hfdistill.stages.training import Lesson, Trained, faults_explained, train
+from hfdistill.stages.training import Lesson, Trained, faults_explained, final_folder, train
 from hfdistill.teachers import ZeroShotTeacher
 from hfdistill.views import forward_inputs
 
@@ -44,14 +46,20 @@ SHOWN = ("rougeLsum", "wer", "exact_match", "f1", "accuracy", "f1_micro", "r2", 
 
 
 def run_recipe(
-    recipe: Recipe, output: Path, reporter: Reporter | None = None, *, overwrite: bool = False
+    recipe: Recipe,
+    output: Path,
+    reporter: Reporter | None = None,
+    *,
+    overwrite: bool = False,
+    trained: Mapping[str, Path] | None = None,
 ) -> Report | None:
     """Run what of a recipe is not finished yet in `output`, and write the report.
 
-    Stages whose values have changed are refused, or done anew with `overwrite`. Every process of a launch calls this;
-    the report comes back in the main one. Errors: HfDistillError for whatever a user can cause.
+    Stages whose values have changed are refused, or done anew with `overwrite`. `trained` are folders of stages that
+    were trained elsewhere, by fingerprint: their models are taken over. Every process of a launch calls this; the
+    report comes back in the main one. Errors: HfDistillError for whatever a user can cause.
     """
-    run = Run(recipe, output, reporter or Reporter(silent=not is_main()))
+    run = Run(recipe, output, reporter or Reporter(silent=not is_main()), trained=trained or {})
     with faults_explained(output):
         stages = run.open(overwrite)
         for stage in stages:
@@ -61,11 +69,16 @@ def run_recipe(
 
 @dataclass
 class Run:
-    """A run in progress. Models, data and views are made when the first stage needs them."""
+    """A run in progress. Models, data and views are made when the first stage needs them.
+
+    With `tested` false its models meet the validation split alone, as long as settings are still being chosen.
+    """
 
     recipe: Recipe
     output: Path
     reporter: Reporter
+    tested: bool = True
+    trained: Mapping[str, Path] = field(default_factory=dict)
     _teacher: list[PreTrainedModel | ZeroShotTeacher] = field(default_factory=list)
 
     # ---- what the stages work with -------------------------------------------------------------------------------
@@ -109,6 +122,17 @@ class Run:
             )
         return self._teacher[0]
 
+    def with_recipe(self, recipe: Recipe) -> Run:
+        """This run with another recipe; what is made already stays where the sections that it comes from are equal."""
+        if (recipe.data, recipe.teacher) != (self.recipe.data, self.recipe.teacher):
+            return Run(recipe, self.output, self.reporter, self.tested, self.trained)
+        other = copy.copy(self)
+        other.recipe = recipe
+        if recipe.student != self.recipe.student:
+            for name in ("views", "prepared"):
+                vars(other).pop(name, None)
+        return other
+
     # ---- the run -------------------------------------------------------------------------------------------------
 
     def open(self, overwrite: bool) -> list[Stage]:
@@ -138,6 +162,9 @@ class Run:
     def do(self, stage: Stage) -> None:
         """Run one stage and put its results in place."""
         self.reporter.say(f"{stage.title[0].upper()}{stage.title[1:]}", style="bold")
+        if stage.fingerprint in self.trained:
+            self._take_over(stage, self.trained[stage.fingerprint])
+            return
         {
             TEACHER: self._do_teacher,
             CONTROL: self._do_control,
@@ -202,6 +229,22 @@ class Run:
         trained = train(lesson, config, self.data.space, stage.title, self.reporter)
         self._finish(stage, lesson.model, settings, trained)
 
+    def _take_over(self, stage: Stage, trained: Path) -> None:
+        settings = stage_settings(self.recipe, stage.name, stage.seed)
+        final = final_folder(settings.config(stage.folder))
+        if is_main():
+            stage.begin(process_count())
+            model_copied(trained, final)
+        wait_for_all()
+        self.reporter.say(f"  trained before in {trained}")
+        kind = self.data.kind
+        model = (
+            models.load_finished(final, kind)
+            if stage.name == TEACHER
+            else models.load_finished_student(final, self.recipe, kind)
+        )
+        self._finish(stage, model, settings, training_of(trained))
+
     def _finish(self, stage: Stage, model: models.Model, settings: StageSettings, trained: Trained) -> None:
         config = settings.config(stage.folder)
         space = self.data.space
@@ -215,9 +258,10 @@ class Run:
                 Exam(model, teacher, self.prepared, split, config, self.reporter.bar, processors=processors)
             )
 
-        test = outcome("test")
-        validation = test if self.data.test is self.data.validation else outcome("validation")
-        metrics = test.metrics(space)
+        test = outcome("test") if self.tested else None
+        shared = test if self.data.test is self.data.validation else None
+        validation = outcome("validation") if shared is None else shared
+        metrics = (validation if test is None else test).metrics(space)
         facts = {
             "stage": stage.name,
             "seed": None if stage.name == TEACHER else stage.seed,
@@ -227,7 +271,7 @@ class Run:
             "seconds": trained.seconds,
             "steps": trained.steps,
             "examples_seen": trained.examples_seen,
-            "metrics": metrics,
+            "metrics": {} if test is None else metrics,
             "validation_metrics": validation.metrics(space),
             "notices": list(self.data.notices),
             "log_history": trained.log_history,
@@ -241,7 +285,7 @@ class Run:
         wait_for_all()
         shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
         took = f" in {trained.seconds:.0f} s" if trained.steps else ""
-        self.reporter.say(f"  test {shown}{took}")
+        self.reporter.say(f"  {'validation' if test is None else 'test'} {shown}{took}")
 
     def close(self, *, changed: bool) -> Report | None:
         """Measure speed where a model is new, and write the report."""
