@@ -75,12 +75,15 @@ LAYERS = {
     "run_card": 4,
     "run_folder": 4,
     "score_sheet": 4,
+    "search_space": 4,
     "stages": 4,
     "students": 4,
     "sum_sheet": 4,
+    "sweep": 4,
     "trainer_metrics": 4,
     "__main__": 5,
     "cli": 5,
+    "options": 5,
 }
 # The lowest layer that may import a library; any other (datasets, PIL, yaml, huggingface_hub, rich, ...) from 4 up.
 LIBRARIES = {"torch": 0, "numpy": 1, "transformers": 1, "accelerate": 2, "peft": 3}
