@@ -66,9 +66,9 @@ def student_with_distillation_token(model: PreTrainedModel, *, seed: int = 42) -
             "from its teacher with the one head that it has."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         student = DeiTForImageClassificationWithTeacher(_config(model.config))
-    student.to(device=model.device, dtype=model.dtype)
+    nn.Module.to(student, device=model.device, dtype=model.dtype)
     _fill(student.deit, _body(model), model)
     if isinstance(model, ViTForImageClassification | DeiTForImageClassification):
         for head in (student.cls_classifier, student.distillation_classifier):
