@@ -18,10 +18,12 @@ _MODULES = {
     "DistillationConfig": "config",
     "DistillationTrainer": "trainer",
     "Embeddings": "embeddings",
+    "EnsembleTeacher": "teachers",
     "HfDistillError": "errors",
     "HiddenStates": "features",
     "Labelled": "features",
     "Logits": "knowledge",
+    "MappedTeacher": "teachers",
     "Masks": "boxes",
     "Module": "features",
     "Objective": "objective",
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from hfdistill.objective import Objective as Objective
     from hfdistill.students import student_from_teacher as student_from_teacher
     from hfdistill.students import student_with_distillation_token as student_with_distillation_token
+    from hfdistill.teachers import EnsembleTeacher as EnsembleTeacher
+    from hfdistill.teachers import MappedTeacher as MappedTeacher
     from hfdistill.teachers import OwnBase as OwnBase
     from hfdistill.teachers import ZeroShotTeacher as ZeroShotTeacher
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer

@@ -18,7 +18,9 @@ from hfdistill.first_look import same_random_numbers
 from hfdistill.objective import Objective
 from hfdistill.schedules import is_used
 from hfdistill.tasks import ImageTextPairs, Task
-from hfdistill.teachers import OwnBase, ZeroShotTeacher
+from hfdistill.teachers import EnsembleTeacher, MappedTeacher, OwnBase, ZeroShotTeacher
+
+AnyTeacher = nn.Module | EnsembleTeacher | MappedTeacher | OwnBase | str | None
 
 
 def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
@@ -62,13 +64,15 @@ def check_batch_size(args: DistillationConfig, objective: Objective, task: Task,
 
 
 def teacher_module(
-    teacher: nn.Module | OwnBase | str | None,
+    teacher: AnyTeacher,
     args: DistillationConfig,
     objective: Objective | None,
     task: Task | None,
 ) -> tuple[nn.Module | None, str | None]:
     """The teacher as a module of its own, if it is one, and the name that it was loaded by, where it has one."""
-    if isinstance(teacher, OwnBase) or (objective is not None and not objective.needs_teacher):
+    if isinstance(teacher, MappedTeacher):
+        teacher = teacher.model
+    if isinstance(teacher, OwnBase | EnsembleTeacher) or (objective is not None and not objective.needs_teacher):
         return None, None
     if teacher is None:
         teacher = args.teacher_model_name_or_path
@@ -77,6 +81,24 @@ def teacher_module(
     if not isinstance(teacher, str):
         return teacher, teacher.name if isinstance(teacher, ZeroShotTeacher) else None
     return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs, task), teacher
+
+
+def student_settings(teacher: AnyTeacher, init_kwargs: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """What a student given by name is loaded with: its own classes where the teacher's are mapped to them."""
+    given = loading.as_dict(init_kwargs)
+    if isinstance(teacher, EnsembleTeacher):
+        teacher = next((each for each in teacher.members if isinstance(each, MappedTeacher)), None)
+    if not isinstance(teacher, MappedTeacher):
+        return given
+    names = list(teacher.classes)
+    return {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}} | given
+
+
+def processing_class_of(teacher: nn.Module | None, name: str | None, like: Any, revision: str | None) -> Any:
+    """What a teacher's view is made by, where none was given: what it has itself, or what is saved beside it."""
+    if isinstance(teacher, ZeroShotTeacher) and teacher.image_processor is not None:
+        return teacher.image_processor
+    return None if teacher is None or name is None else loading.processing_class_beside(name, revision, like)
 
 
 def first_example(dataset: Any) -> Mapping[str, Any]:

@@ -18,10 +18,11 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_peft_available
 
-from hfdistill.errors import HfDistillError
+from hfdistill.errors import HfDistillError, nearest
 from hfdistill.tasks import Classes, Queries, Task, architecture_task
 from hfdistill.tasks.pixels import Depths
 from hfdistill.teachers import ZeroShotTeacher
+from hfdistill.teachers.mapped import ClassMap
 
 GENERIC_NAME = re.compile(r"(LABEL_)?\d+", re.IGNORECASE)
 
@@ -143,6 +144,64 @@ def aligned_classes(student: Sequence[str] | None, teacher: Sequence[str] | None
     )
 
 
+def mapped_classes(
+    student: Sequence[str] | None,
+    teacher: Sequence[str] | None,
+    classes: ClassMap,
+    overlapping: bool,
+) -> list[list[int]]:
+    """The teacher's columns of each class of the student, as a user's mapping of names says.
+
+    With `overlapping` a class of the teacher may count for several of the student's.
+    Errors: HfDistillError for models without names, names that they do not know, and classes that are not mapped.
+    """
+    if student is None or teacher is None:
+        raise HfDistillError(
+            f"MappedTeacher maps classes by their names, and the {'student' if student is None else 'teacher'} has no "
+            "config with class names; expected two Transformers models."
+        )
+    for name in classes:
+        if _folded(name) not in map(_folded, student):
+            raise HfDistillError(
+                f"MappedTeacher(classes=...) maps {name!r}, and the student has no such class{nearest(name, student)}"
+            )
+    meant = {_folded(name): [given] if isinstance(given, str) else list(given) for name, given in classes.items()}
+    missing = [name for name in student if not meant.get(_folded(name))]
+    if missing:
+        raise HfDistillError(
+            f"MappedTeacher(classes=...) maps no class of the teacher to {_some(missing)} of the student; expected one "
+            "or more for each, as a class without any would get no probability from the teacher."
+        )
+    groups = [[_class_place(word, teacher) for word in dict.fromkeys(meant[_folded(name)])] for name in student]
+    counts = Counter(place for group in groups for place in group)
+    twice = [place for place, count in counts.items() if count > 1]
+    if twice and not overlapping:
+        raise HfDistillError(
+            f"MappedTeacher(classes=...) maps the teacher's {teacher[twice[0]]!r} more than once, and an example has "
+            "one class; expected each class of the teacher in one of the student's at most."
+        )
+    return groups
+
+
+def _class_place(name: str, teacher: Sequence[str]) -> int:
+    places = [place for place, other in enumerate(teacher) if _folded(other) == _folded(name)]
+    if not places:
+        raise HfDistillError(
+            f"MappedTeacher(classes=...) names {name!r}, and the teacher has no such class{nearest(name, teacher)} It "
+            f"knows {_some(list(teacher))}."
+        )
+    if len(places) > 1:
+        raise HfDistillError(
+            f"MappedTeacher(classes=...) names {name!r}, which is the name of {len(places)} classes of the teacher "
+            f"({', '.join(map(str, places))}); give them different names in teacher.config.id2label."
+        )
+    return places[0]
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").split())
+
+
 def _generic(names: Sequence[str]) -> bool:
     return all(GENERIC_NAME.fullmatch(name) for name in names)
 
@@ -152,7 +211,7 @@ def _keys(names: Sequence[str]) -> list[tuple[str, int]]:
     seen: Counter[str] = Counter()
     keys = []
     for name in names:
-        folded = " ".join(name.casefold().replace("_", " ").split())
+        folded = _folded(name)
         keys.append((folded, seen[folded]))
         seen[folded] += 1
     return keys

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,10 @@ import torch
 
 from hfdistill.errors import HfDistillError
 from hfdistill.rows import BatchRows
+from hfdistill.teachers import Targets
+
+TEACHER, LABELS = "The teacher", "labels"
+"""Where a fault can come from; a teacher of several has a name of its own."""
 
 
 @contextmanager
@@ -39,15 +43,28 @@ class FaultWatch:
     def __init__(self) -> None:
         self.first_bad: dict[str, torch.Tensor] = {}
 
-    def teacher_logits(self, logits: torch.Tensor, where: str, step: int) -> None:
-        """Look for NaN and +inf; -inf is how a teacher says that a class is impossible."""
+    def targets(self, targets: Targets, where: str, step: int) -> None:
+        """Look at what a teacher gives, or each of several."""
+        for said in targets.said:
+            self.teacher_logits(said.logits, where, step, said.who, said.examples)
+        if not targets.said:
+            self.teacher_logits(targets.logits, where, step)
+
+    def teacher_logits(
+        self, logits: torch.Tensor, where: str, step: int, who: str = TEACHER, examples: Sequence[int] | None = None
+    ) -> None:
+        """Look for NaN and +inf; -inf is how a teacher says that a class is impossible.
+
+        `examples` are the places of the rows in their batch, where those are not all of it.
+        """
         bad = ~(logits.detach().amax() < float("inf"))  # true for NaN and +inf
         if logits.device.type == "cpu":
             if bad:
                 rows = (torch.isnan(logits) | torch.isposinf(logits)).flatten(1).any(1).nonzero().flatten().tolist()
-                raise self._teacher_error(f"{where}, rows {rows[:8]} of {len(logits)}")
+                of = f"{rows[:8]} of {len(logits)}" if examples is None else str([examples[row] for row in rows[:8]])
+                raise self._teacher_error(f"{where}, rows {of}", who)
             return
-        self._remember("teacher", bad, step)
+        self._remember(who, bad, step)
 
     def labels(self, rows: BatchRows, classes: int, where: str, step: int) -> None:
         """Look for class indices outside `[0, classes)` other than -100."""
@@ -60,14 +77,14 @@ class FaultWatch:
                 raise self._label_error(f"label {int(rows.labels[outside][0])} in {where}", classes)
             return
         rows.labels.clamp_(min=0, max=classes - 1)
-        self._remember("labels", bad, step)
+        self._remember(LABELS, bad, step)
 
     def check(self) -> None:
         """Raise what an accelerator remembered; this is where the host waits."""
         for kind, place in self.first_bad.items():
             step = int(place.item())
-            if step >= 0 and kind == "teacher":
-                raise self._teacher_error(f"optimizer step {step}")
+            if step >= 0 and kind != LABELS:
+                raise self._teacher_error(f"optimizer step {step}", kind)
             if step >= 0:
                 raise self._label_error(f"a label at optimizer step {step}", None)
 
@@ -76,9 +93,9 @@ class FaultWatch:
         self.first_bad[kind] = torch.where(bad & (before < 0), step, before)
 
     @staticmethod
-    def _teacher_error(where: str) -> HfDistillError:
+    def _teacher_error(where: str, who: str) -> HfDistillError:
         return HfDistillError(
-            f"The teacher gave NaN or infinite logits in {where}; training stopped before they reached a checkpoint. "
+            f"{who} gave NaN or infinite logits in {where}; training stopped before they reached a checkpoint. "
             "Look at these examples, or run the teacher in float32 (teacher_model_init_kwargs={'dtype': 'float32'})."
         )
 

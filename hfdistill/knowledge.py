@@ -19,7 +19,7 @@ from hfdistill.tasks import Classes, Pairs, Task, architecture_task
 from hfdistill.tasks.embeddings import encoder_width
 from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
 from hfdistill.teachers import Targets
-from hfdistill.temperatures import check_rows_soften, constants, distance, has_changing
+from hfdistill.temperatures import TEMPERATURE, check_rows_soften, constants, distance, has_changing, mixing_temperature
 
 if TYPE_CHECKING:
     from hfdistill.features.watch import FeatureStep
@@ -206,12 +206,16 @@ class Logits(Comparison):
         self, loss: Loss | str = forward_kl, *, weight: Weight | str = 1.0, name: str = "kd", **options: Any
     ) -> None:
         super().__init__(loss, weight=weight, name=name, **options)
+        tempered = inspect.signature(self.loss).parameters.get(TEMPERATURE)
+        self.default_temperature = 1.0 if tempered is None or tempered.default is tempered.empty else tempered.default
 
     def values(self, context: StepContext) -> torch.Tensor:
         """One value a row."""
         if context.targets is None:
             raise HfDistillError(f"{self!r} needs a teacher; pass teacher_model.")
-        matched = context.task.matched(context.targets.logits, context.logits)
+        options = options_at(self.options, context.epoch)
+        temperature = mixing_temperature(options, self.default_temperature)
+        matched = context.targets.at(temperature, lambda logits: context.task.matched(logits, context.logits))
         # Rows are picked by their number, which means the same place in equal shapes only.
         if context.rows.every.index is not None and context.logits.shape[:-1] != matched.shape[:-1]:
             raise HfDistillError(different_places(context))
@@ -228,8 +232,7 @@ class Logits(Comparison):
                 "same classes. Build the student with num_labels, id2label and label2id of the teacher."
             )
         labels = {"labels": context.rows.labels} if self.needs_labels else {}
-        options = {**options_at(self.options, context.epoch), **labels}
-        values = distance(self.loss, student, teacher, options)
+        values = distance(self.loss, student, teacher, {**options, **labels})
         if values.shape != student.shape[:1]:
             raise HfDistillError(
                 f"The loss {loss_name(self.loss)} gave a tensor of shape {tuple(values.shape)} for "

@@ -55,7 +55,7 @@ def load_teacher(
     Errors: HfDistillError when nothing is found there, when the checkpoint has no head for a task, or when
     its head would be freshly initialised.
     """
-    options = _as_dict(init_kwargs)
+    options = as_dict(init_kwargs)
     if revision is not None:
         options["revision"] = revision
     auto_class = _auto_class(name, options, "teacher", task)
@@ -78,7 +78,7 @@ def load_student(
     Without a teacher the checkpoint's own head is kept. A head of another size is replaced by a fresh one. Where the
     `task` reads hidden states it has no head.
     """
-    options = _as_dict(init_kwargs)
+    options = as_dict(init_kwargs)
     if isinstance(teacher, PreTrainedModel) and not _without_head(task):
         auto_class = auto_class_of(type(teacher).__name__)
         config = teacher.config
@@ -176,5 +176,6 @@ def _not_found(name: str, role: str, error: Exception) -> str:
     return f"The {role} {name!r} could not be loaded: {why_not_loaded(error)}"
 
 
-def _as_dict(init_kwargs: Mapping[str, Any] | str | None) -> dict[str, Any]:
+def as_dict(init_kwargs: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Arguments of from_pretrained, which may come as JSON from a command line."""
     return dict(json.loads(init_kwargs) if isinstance(init_kwargs, str) else init_kwargs or {})

@@ -13,10 +13,12 @@ from torch import nn
 from hfdistill import contract, vocabulary
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import Logits, TaskLoss
+from hfdistill.losses import bernoulli_kl
 from hfdistill.objective import Objective
 from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, TwoHeads
-from hfdistill.teachers import ZeroShotTeacher
+from hfdistill.teachers import MappedLogits, ZeroShotTeacher
 from hfdistill.teachers.live import Read
+from hfdistill.teachers.mapped import ClassMap
 
 logger = logging.getLogger(__name__)
 
@@ -43,29 +45,44 @@ def paired(
     objective: Objective,
     processing_classes: Sequence[Any],
     device: torch.device,
+    classes: ClassMap | None = None,
 ) -> Pairing:
     """Check two models against each other and say how the teacher is read.
 
     `row` is the task as the table has it, `task` the same bound to the student; `processing_classes` are the student's
-    and the teacher's. Errors: HfDistillError, each with its remedy, for models that do not fit together.
+    and the teacher's; `classes` is the mapping of a `MappedTeacher`. Errors: HfDistillError, each with its remedy, for
+    models that do not fit together.
     """
     contract.check_distinct(student, teacher)
     contract.check_trained(teacher, unread=task.unread)
     contract.check_same_problem(student, teacher)
     objective.check_models(contract.bare(student), contract.bare(teacher), task)
+    mapped = None if classes is None else _mapped(student, teacher, task, classes)
     if isinstance(teacher, ZeroShotTeacher):
         teacher.bind(contract.class_names(student), task, device)
-    columns = _class_columns(student, teacher) if task.classes is Classes.NAMED else None
+    columns = _class_columns(student, teacher) if task.classes is Classes.NAMED and classes is None else None
     if isinstance(task.layout, Queries):
         theirs = row.bound(contract.bare(teacher)).layout
         if isinstance(theirs, Queries):
             return Pairing(task, TeacherLogits(task.layout, theirs, columns))
     tokens = vocabulary.aligned_tokens(row, student, teacher, *processing_classes)
     if tokens.columns is None:
-        return Pairing(task, task.logits, columns, tokens)
+        return Pairing(task, mapped or task.logits, columns, tokens)
     vocabulary.check_losses(objective, tokens)
     read = vocabulary.AlignedLogits(task.logits, tokens.columns)
     return Pairing(replace(task, compared=tokens.compared), read, columns, tokens)
+
+
+def view_differences(
+    student: nn.Module, teacher: nn.Module, task: Task, processing_classes: Sequence[Any]
+) -> list[str]:
+    """What speaks against feeding two models the same tensors; `processing_classes` are those of both, where known."""
+    if vocabulary.reads_tokens(task):
+        return contract.input_differences(student, teacher, vocabulary=False)
+    own, other = processing_classes
+    if own is not None and other is not None:
+        return contract.processing_differences(own, other)
+    return contract.input_differences(student, teacher)
 
 
 def with_heads(task: Task, objective: Objective) -> Task:
@@ -85,6 +102,22 @@ def with_heads(task: Task, objective: Objective) -> Task:
             "put a TaskLoss into the objective, or take a student with one head."
         )
     return replace(task, layout=replace(task.layout, taught=taught))
+
+
+def _mapped(student: nn.Module, teacher: nn.Module, task: Task, classes: ClassMap) -> MappedLogits:
+    if task.classes is not Classes.NAMED or isinstance(task.layout, Queries):
+        raise HfDistillError(
+            f"A MappedTeacher came for {task.name}, and it maps classes that have names; expected a task that sorts "
+            "into such, as classifiers and taggers do."
+        )
+    if isinstance(teacher, ZeroShotTeacher):
+        raise HfDistillError(
+            "A ZeroShotTeacher came as MappedTeacher; it is asked by the student's own classes. Give it their words "
+            "instead: ZeroShotTeacher(..., classes={'student name': 'words'})."
+        )
+    sigmoid = task.default_loss is bernoulli_kl
+    names = contract.class_names(student), contract.class_names(teacher)
+    return MappedLogits(task.logits, contract.mapped_classes(*names, classes, overlapping=sigmoid), sigmoid)
 
 
 def _class_columns(student: nn.Module, teacher: nn.Module) -> torch.Tensor | None:

@@ -66,6 +66,16 @@ def constants(options: Mapping[str, Any], epoch: float = 0.0) -> dict[str, Any]:
     return {name: 1.0 if isinstance(value, RowTemperature) else value for name, value in now.items()}
 
 
+def mixing_temperature(options: Mapping[str, Any], default: float) -> float:
+    """The temperature at which several teachers are mixed for a loss with such options, by default `default`.
+
+    1 for standardised logits, which have no scale of their own, and where each row's temperature is found from the
+    mixture itself.
+    """
+    temperature = options.get(TEMPERATURE, default)
+    return 1.0 if isinstance(temperature, RowTemperature) or options.get("standardized") else float(temperature)
+
+
 def distance(loss: Any, student: torch.Tensor, teacher: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
     """`loss` with such options, `(rows,)`; with temperatures of rows each row is `T_i^2 loss(z / T_i)` at T = 1."""
     temperature = options.get(TEMPERATURE)

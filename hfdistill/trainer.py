@@ -7,41 +7,49 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput
 
-from hfdistill import contract, loading, vocabulary
-from hfdistill.adapters import adapted, check_base_teaches
-from hfdistill.arguments import check_batch_size, checked_args, first_example, label_of, teacher_module
+from hfdistill import contract, loading
+from hfdistill.adapters import adapted
+from hfdistill.arguments import (
+    AnyTeacher,
+    check_batch_size,
+    checked_args,
+    first_example,
+    label_of,
+    student_settings,
+    teacher_module,
+)
 from hfdistill.balance import GradientBalance, gradient_lengths
 from hfdistill.boxes import with_pairs
-from hfdistill.checkpoints import SavingTrainer
 from hfdistill.config import DistillationConfig
-from hfdistill.errors import HfDistillError
+from hfdistill.ensembles import gathered
 from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.features import FeatureWatch
 from hfdistill.first_look import check_first_batch, first_batch
 from hfdistill.knowledge import StepContext
 from hfdistill.objective import Objective, weight_at
-from hfdistill.pairing import paired, with_heads
+from hfdistill.pairing import with_heads
 from hfdistill.parts import PartSums
 from hfdistill.rows import RowCounts
 from hfdistill.sight import unwrapped
 from hfdistill.tasks import Queries, Task, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
-from hfdistill.teachers import LiveTeacher, OwnBase, OwnBaseTeacher, Targets, Teacher, ZeroShotTeacher
-from hfdistill.views import RETURN_LOSS, TEACHER_PREFIX, RawCollator, Views, as_mapping, fields_of, model_loss
+from hfdistill.teachers import LiveTeacher, OwnBaseTeacher, Targets
+from hfdistill.teaching import TaughtTrainer
+from hfdistill.views import RETURN_LOSS, as_mapping, fields_of, model_loss
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(SavingTrainer):
+class DistillationTrainer(TaughtTrainer):
     """A Trainer whose loss is an objective of terms, some of them against a frozen teacher.
 
     `model` and `teacher_model` are Hub ids, folders or modules whose output has `.logits`. Without `objective` the loss
@@ -49,7 +57,8 @@ class DistillationTrainer(SavingTrainer):
     None only where the objective needs no teacher: that is the control. `teacher_processing_class` gives the teacher
     its own view of each raw example. `task` is a row of `hfdistill.tasks.TASKS`, its name, or a row of your own; by
     default the model's class tells it. `peft_config` (LoRA, ...) wraps the student: adapters alone learn and are saved,
-    and `teacher_model=OwnBase()` takes the student without them as its teacher. All other arguments are Trainer's own.
+    and `teacher_model=OwnBase()` takes the student without them as its teacher; `EnsembleTeacher` is several teachers,
+    `MappedTeacher` one of other classes. All other arguments are Trainer's own.
 
     The update depends on the global batch only, not on how micro-batches and processes cut it. Rows labelled -100
     (class indices) or NaN (floats) learn from the teacher alone. Logs carry each unweighted part as `loss/<term>`,
@@ -67,7 +76,7 @@ class DistillationTrainer(SavingTrainer):
         model: PreTrainedModel | nn.Module | str | None = None,
         args: DistillationConfig | None = None,
         *,
-        teacher_model: PreTrainedModel | nn.Module | OwnBase | str | None = None,
+        teacher_model: AnyTeacher = None,
         objective: Objective | None = None,
         teacher_processing_class: Any = None,
         task: Task | str | None = None,
@@ -76,9 +85,10 @@ class DistillationTrainer(SavingTrainer):
     ) -> None:
         args = checked_args(args, trainer_kwargs)
         given = named_task(task) if task is not None else None
-        teacher, self.teacher_name = teacher_module(teacher_model, args, objective, given)
+        several = gathered(teacher_model, args, objective, given)
+        teacher, self.teacher_name = several.first if several else teacher_module(teacher_model, args, objective, given)
         if isinstance(model, str):
-            model = loading.load_student(model, teacher, args.model_init_kwargs, given)
+            model = loading.load_student(model, teacher, student_settings(teacher_model, args.model_init_kwargs), given)
         self._peft_config = peft_config
         if model is not None:
             model = adapted(model, peft_config, args)
@@ -98,12 +108,10 @@ class DistillationTrainer(SavingTrainer):
             self.label_names = list(self.task.label_names)
         self._objective_given = objective
         self._choose_objective()
-        teacher_processing_class = self._processing_class_of(teacher, teacher_processing_class)
-        self.tokens = vocabulary.VocabularyAlignment()
-        own_base = isinstance(teacher_model, OwnBase) and self.distillation_objective.needs_teacher
-        self.teacher = self._own_base() if own_base else self._teacher(teacher, row, teacher_processing_class)
-        self.views = Views(self.model, self.model if own_base else teacher, self.label_names, self.task)
-        self.views.translate = self.tokens.translation(self.task)
+        if several is not None:
+            teacher_processing_class = self._bind_several(several, row, teacher_processing_class, example)
+        else:
+            teacher_processing_class = self._bind_one(teacher_model, teacher, row, teacher_processing_class)
         self._prepare_two_views(teacher, teacher_processing_class, example)
         self.faults = FaultWatch()
         collator = self._get_collator_with_removed_columns(self.data_collator)
@@ -128,30 +136,6 @@ class DistillationTrainer(SavingTrainer):
         self.train_parts = PartSums(names, needs_labels, self.args.device)
         self.eval_parts = PartSums(names, needs_labels, self.args.device)
 
-    def _teacher(self, teacher: nn.Module | None, row: Task, processing_class: Any) -> Teacher | None:
-        if teacher is None:
-            if self.distillation_objective.needs_teacher:
-                raise HfDistillError(
-                    f"No teacher came, and {self.distillation_objective!r} needs one; pass teacher_model, or "
-                    "objective=Objective([TaskLoss()]) to train without."
-                )
-            return None
-        processing_classes = (self.processing_class, processing_class)
-        pairing = paired(
-            self.model, teacher, row, self.task, self.distillation_objective, processing_classes, self.args.device
-        )
-        self.task, self.tokens = pairing.task, pairing.tokens
-        prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
-        return LiveTeacher(
-            prepared, pairing.columns, pairing.read, (*self.distillation_objective.fields, *self.task.fields)
-        )
-
-    def _own_base(self) -> Teacher:
-        check_base_teaches(self.model)
-        self.teacher_name = self._start()
-        fields = (*self.distillation_objective.fields, *self.task.fields)
-        return OwnBaseTeacher(lambda: cast(PeftModel, self.model), self.task.logits, fields)
-
     def _bind_features(self) -> None:
         """Find out by one forward of each model what the terms compare, and make their projectors."""
         teacher = self.teacher
@@ -169,45 +153,6 @@ class DistillationTrainer(SavingTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, with adapters where they were asked for."""
         return adapted(super().call_model_init(trial), self._peft_config, self.args)
-
-    def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:
-        if any(key.startswith(TEACHER_PREFIX) for key in example):
-            self._reads_raw_columns = False
-            return
-        differences = self._view_differences(teacher, processing_class)
-        unprocessed = bool(example) and not any(key in self.views.student_names for key in example)
-        self._reads_raw_columns = bool(differences) or (unprocessed and self.processing_class is not None)
-        if not self._reads_raw_columns:
-            return
-        if differences and (processing_class is None or self.processing_class is None):
-            raise HfDistillError(
-                f"Student and teacher read different inputs ({'; '.join(differences)}). Pass processing_class and "
-                "teacher_processing_class with raw image or text columns, or give the teacher's tensors in columns "
-                "with the prefix 'teacher_'."
-            )
-        if differences:
-            logger.info("Teacher and student each get their own view: %s.", "; ".join(differences))
-        teachers_own = processing_class if differences else None
-        self.data_collator = RawCollator(
-            self.data_collator, self.processing_class, teachers_own, self.views, self.args.input_columns
-        )
-
-    def _processing_class_of(self, teacher: nn.Module | None, given: Any) -> Any:
-        if given is None and isinstance(teacher, ZeroShotTeacher) and teacher.image_processor is not None:
-            return teacher.image_processor
-        if given is not None or teacher is None or self.teacher_name is None:
-            return given
-        revision = self.args.teacher_model_revision
-        return loading.processing_class_beside(self.teacher_name, revision, self.processing_class)
-
-    def _view_differences(self, teacher: nn.Module | None, processing_class: Any) -> list[str]:
-        if teacher is None:
-            return []
-        if vocabulary.reads_tokens(self.task):
-            return contract.input_differences(self.model, teacher, vocabulary=False)
-        if processing_class is not None and self.processing_class is not None:
-            return contract.processing_differences(self.processing_class, processing_class)
-        return contract.input_differences(self.model, teacher)
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
@@ -322,7 +267,7 @@ class DistillationTrainer(SavingTrainer):
         step = self.state.global_step + 1
         where = f"a batch of optimizer step {step}" if self.model.training else "an evaluation batch"
         if context.targets is not None:
-            self.faults.teacher_logits(context.targets.logits, where, step)
+            self.faults.targets(context.targets, where, step)
         if self.task.integer_labels:
             self.faults.labels(context.rows, self.task.compared or context.logits.shape[-1], where, step)
 

@@ -59,6 +59,8 @@ class Views:
         shifted = task is not None and isinstance(task.layout, Tokens) and task.layout.shift
         self.labels_beside = ("shift_labels",) if shifted else ()
         self._models = {"student": student, "teacher": teacher}
+        # Columns that no model reads and that are needed in a batch all the same.
+        self.beside: tuple[str, ...] = ()
         # Brings the student's token ids to the teacher's, where they differ.
         self.translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
@@ -70,7 +72,7 @@ class Views:
     def columns(self) -> list[str]:
         """Every column that either model may read."""
         own = [TEACHER_PREFIX + name for name in self.teacher_names]
-        return [*self.student_names, *self.teacher_names, *own, *self.labels_beside]
+        return [*self.student_names, *self.teacher_names, *own, *self.labels_beside, *self.beside]
 
     def student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The student's inputs."""
@@ -93,7 +95,7 @@ class Views:
         return self._chosen(decoders | own, self.teacher_names, "teacher")
 
     def _chosen(self, batch: Mapping[str, Any], names: Sequence[str], role: str) -> dict[str, Any]:
-        unread = (*self.label_names, RETURN_LOSS)
+        unread = (*self.label_names, *self.beside, RETURN_LOSS)
         keys = [key for key in batch if key not in unread and (not names or key in names)]
         if not keys:
             raise HfDistillError(
@@ -187,6 +189,7 @@ class RawCollator:
         else:
             batch = dict(processed(self.student_processing_class, examples, raw, self.views.model("student")))
             batch.update(_labels(rest))
+            batch.update({key: torch.as_tensor([example[key] for example in rest]) for key in self.views.beside})
         if self.teacher_processing_class is not None:
             own = processed(self.teacher_processing_class, examples, raw, self.views.model("teacher"))
             batch.update({TEACHER_PREFIX + key: value for key, value in own.items()})

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from hfdistill.teachers.ensemble import EnsembleTeacher, LiveEnsemble, LiveMember
 from hfdistill.teachers.live import LiveTeacher
+from hfdistill.teachers.mapped import MappedLogits, MappedTeacher
 from hfdistill.teachers.own_base import OwnBase, OwnBaseTeacher
 from hfdistill.teachers.targets import Targets, Teacher
 from hfdistill.teachers.zero_shot import ZeroShotTeacher
 
-__all__ = ["LiveTeacher", "OwnBase", "OwnBaseTeacher", "Targets", "Teacher", "ZeroShotTeacher"]
+__all__ = [
+    "EnsembleTeacher",
+    "LiveEnsemble",
+    "LiveMember",
+    "LiveTeacher",
+    "MappedLogits",
+    "MappedTeacher",
+    "OwnBase",
+    "OwnBaseTeacher",
+    "Targets",
+    "Teacher",
+    "ZeroShotTeacher",
+]

@@ -1,0 +1,118 @@
+"""How a trainer gets its teacher: one model, several, or the student's own base; and what each reads of a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+from peft import PeftModel
+from torch import nn
+
+from hfdistill.adapters import check_base_teaches
+from hfdistill.arguments import AnyTeacher, processing_class_of
+from hfdistill.checkpoints import SavingTrainer
+from hfdistill.ensembles import Gathered, Pupil, bound
+from hfdistill.errors import HfDistillError
+from hfdistill.pairing import paired, view_differences
+from hfdistill.tasks import Task
+from hfdistill.teachers import LiveTeacher, MappedTeacher, OwnBase, OwnBaseTeacher, Teacher
+from hfdistill.teachers.mapped import ClassMap
+from hfdistill.views import TEACHER_PREFIX, RawCollator, Views
+from hfdistill.vocabulary import VocabularyAlignment
+
+logger = logging.getLogger(__name__)
+
+
+class TaughtTrainer(SavingTrainer):
+    """A Trainer with a teacher beside the student, frozen and no part of it, and with views of a batch for both."""
+
+    task: Task
+    tokens: VocabularyAlignment
+    teacher: Teacher | None
+    views: Views
+    _reads_raw_columns: bool
+
+    def _bind_several(self, several: Gathered, row: Task, given: Any, example: Mapping[str, Any]) -> Any:
+        """Make an ensemble and the views of a batch; returns what the teachers' own view is made by."""
+        self.tokens = VocabularyAlignment()
+        processing_classes = several.processing_classes(given, self.processing_class)
+        models = (self.model, row, self.task, self.distillation_objective)
+        pupil = Pupil(*models, self.processing_class, self.label_names, self.args.device)
+        prepare = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        ensemble, self.views = bound(several, pupil, processing_classes, example, prepare)
+        self.teacher = ensemble
+        self.task = ensemble.task
+        return processing_classes[0]
+
+    def _bind_one(self, given: AnyTeacher, teacher: nn.Module | None, row: Task, processing_class: Any) -> Any:
+        """Make a single teacher, if there is one, and the views; returns what the teacher's own view is made by."""
+        self.tokens = VocabularyAlignment()
+        if processing_class is None:
+            revision = self.args.teacher_model_revision
+            processing_class = processing_class_of(teacher, self.teacher_name, self.processing_class, revision)
+        own_base = isinstance(given, OwnBase) and self.distillation_objective.needs_teacher
+        classes = given.classes if isinstance(given, MappedTeacher) else None
+        self.teacher = self._own_base() if own_base else self._teacher(teacher, row, processing_class, classes)
+        self.views = Views(self.model, self.model if own_base else teacher, self.label_names, self.task)
+        self.views.translate = self.tokens.translation(self.task)
+        return processing_class
+
+    def _teacher(
+        self, teacher: nn.Module | None, row: Task, processing_class: Any, classes: ClassMap | None
+    ) -> Teacher | None:
+        if teacher is None:
+            if self.distillation_objective.needs_teacher:
+                raise HfDistillError(
+                    f"No teacher came, and {self.distillation_objective!r} needs one; pass teacher_model, or "
+                    "objective=Objective([TaskLoss()]) to train without."
+                )
+            return None
+        processing_classes = (self.processing_class, processing_class)
+        pairing = paired(
+            self.model,
+            teacher,
+            row,
+            self.task,
+            self.distillation_objective,
+            processing_classes,
+            self.args.device,
+            classes,
+        )
+        self.task, self.tokens = pairing.task, pairing.tokens
+        prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        return LiveTeacher(
+            prepared, pairing.columns, pairing.read, (*self.distillation_objective.fields, *self.task.fields)
+        )
+
+    def _own_base(self) -> Teacher:
+        check_base_teaches(self.model)
+        self.teacher_name = self._start()
+        fields = (*self.distillation_objective.fields, *self.task.fields)
+        return OwnBaseTeacher(lambda: cast(PeftModel, self.model), self.task.logits, fields)
+
+    def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:
+        if any(key.startswith(TEACHER_PREFIX) for key in example):
+            self._reads_raw_columns = False
+            return
+        differences = []
+        if teacher is not None:
+            processing_classes = (self.processing_class, processing_class)
+            differences = view_differences(self.model, teacher, self.task, processing_classes)
+        unprocessed = bool(example) and not any(key in self.views.student_names for key in example)
+        self._reads_raw_columns = bool(differences) or (unprocessed and self.processing_class is not None)
+        if not self._reads_raw_columns:
+            return
+        if differences and (processing_class is None or self.processing_class is None):
+            raise HfDistillError(
+                f"Student and teacher read different inputs ({'; '.join(differences)}). Pass processing_class and "
+                "teacher_processing_class with raw image or text columns, or give the teacher's tensors in columns "
+                "with the prefix 'teacher_'."
+            )
+        if differences:
+            logger.info("Teacher and student each get their own view: %s.", "; ".join(differences))
+        teachers_own = processing_class if differences else None
+        self.data_collator = RawCollator(
+            self.data_collator, self.processing_class, teachers_own, self.views, self.args.input_columns
+        )
