@@ -18,6 +18,7 @@ _MODULES = {
     "DistillationConfig": "config",
     "DistillationTrainer": "trainer",
     "Embeddings": "embeddings",
+    "EmaTeacher": "teachers",
     "EnsembleTeacher": "teachers",
     "HfDistillError": "errors",
     "HiddenStates": "features",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from hfdistill.objective import Objective as Objective
     from hfdistill.students import student_from_teacher as student_from_teacher
     from hfdistill.students import student_with_distillation_token as student_with_distillation_token
+    from hfdistill.teachers import EmaTeacher as EmaTeacher
     from hfdistill.teachers import EnsembleTeacher as EnsembleTeacher
     from hfdistill.teachers import MappedTeacher as MappedTeacher
     from hfdistill.teachers import OwnBase as OwnBase

@@ -18,9 +18,9 @@ from hfdistill.first_look import same_random_numbers
 from hfdistill.objective import Objective
 from hfdistill.schedules import is_used
 from hfdistill.tasks import ImageTextPairs, Task
-from hfdistill.teachers import EnsembleTeacher, MappedTeacher, OwnBase, ZeroShotTeacher
+from hfdistill.teachers import EmaTeacher, EnsembleTeacher, MappedTeacher, OwnBase, ZeroShotTeacher
 
-AnyTeacher = nn.Module | EnsembleTeacher | MappedTeacher | OwnBase | str | None
+AnyTeacher = nn.Module | EmaTeacher | EnsembleTeacher | MappedTeacher | OwnBase | str | None
 
 
 def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
@@ -72,7 +72,9 @@ def teacher_module(
     """The teacher as a module of its own, if it is one, and the name that it was loaded by, where it has one."""
     if isinstance(teacher, MappedTeacher):
         teacher = teacher.model
-    if isinstance(teacher, OwnBase | EnsembleTeacher) or (objective is not None and not objective.needs_teacher):
+    if isinstance(teacher, OwnBase | EmaTeacher | EnsembleTeacher) or (
+        objective is not None and not objective.needs_teacher
+    ):
         return None, None
     if teacher is None:
         teacher = args.teacher_model_name_or_path

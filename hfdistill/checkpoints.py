@@ -10,7 +10,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from hfdistill import contract
@@ -24,6 +24,7 @@ from hfdistill.features import FeatureWatch
 from hfdistill.features.projectors import without_projectors
 from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
+from hfdistill.teachers import AverageTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class SavingTrainer(Trainer):
     features: FeatureWatch
     balance: GradientBalance
     faults: FaultWatch
+    teacher: Teacher | None
     teacher_name: str | None
 
     def _bind_features(self) -> None:
@@ -48,19 +50,30 @@ class SavingTrainer(Trainer):
         """Trainer's loop, with the projectors on the student as long as it lasts."""
         self._bind_features()
         checkpoint = kwargs.get("resume_from_checkpoint")
+        if isinstance(self.teacher, AverageTeacher):
+            self.teacher.restart(self.model)
+            self.remove_callback(Averaging)
+            self.add_callback(Averaging(self.teacher))
         if checkpoint is not None:
             self.features.load(Path(checkpoint))
-            self.balance.load(Path(checkpoint))
+            for companion in self._companions():
+                companion.load(Path(checkpoint))
         with self.features.projectors.attached(self.model):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if self.is_in_train and self.balance.terms and self.args.should_save:
-            self.balance.save(Path(output_dir or str(self.args.output_dir)))
+        if self.is_in_train and self.args.should_save:
+            for companion in self._companions():
+                companion.save(Path(output_dir or str(self.args.output_dir)))
         if self.features.attached(self.model) and self.args.should_save:
             self.features.projectors.save(Path(output_dir or str(self.args.output_dir)), state_dict)
             state_dict = without_projectors(self.model.state_dict() if state_dict is None else state_dict)
         super()._save(output_dir, state_dict)
+
+    def _companions(self) -> list[GradientBalance | AverageTeacher]:
+        """What of this training lies in a checkpoint beside the student and its projectors."""
+        average = [self.teacher] if isinstance(self.teacher, AverageTeacher) else []
+        return [*([self.balance] if self.balance.terms else []), *average]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.faults.check()
@@ -108,3 +121,14 @@ class SavingTrainer(Trainer):
 
     def _is_whole(self, checkpoint: str) -> bool:
         return has_weights(checkpoint) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+
+class Averaging(TrainerCallback):
+    """Takes the student's weights into the moving average after each optimizer step."""
+
+    def __init__(self, teacher: AverageTeacher) -> None:
+        self.teacher = teacher
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called before a checkpoint of this step is written."""
+        self.teacher.update(kwargs["model"])

@@ -17,7 +17,15 @@ from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
 from hfdistill.pairing import paired, view_differences
 from hfdistill.tasks import Task
-from hfdistill.teachers import LiveTeacher, MappedTeacher, OwnBase, OwnBaseTeacher, Teacher
+from hfdistill.teachers import (
+    AverageTeacher,
+    EmaTeacher,
+    LiveTeacher,
+    MappedTeacher,
+    OwnBase,
+    OwnBaseTeacher,
+    Teacher,
+)
 from hfdistill.teachers.mapped import ClassMap
 from hfdistill.views import TEACHER_PREFIX, RawCollator, Views
 from hfdistill.vocabulary import VocabularyAlignment
@@ -30,7 +38,6 @@ class TaughtTrainer(SavingTrainer):
 
     task: Task
     tokens: VocabularyAlignment
-    teacher: Teacher | None
     views: Views
     _reads_raw_columns: bool
 
@@ -52,10 +59,10 @@ class TaughtTrainer(SavingTrainer):
         if processing_class is None:
             revision = self.args.teacher_model_revision
             processing_class = processing_class_of(teacher, self.teacher_name, self.processing_class, revision)
-        own_base = isinstance(given, OwnBase) and self.distillation_objective.needs_teacher
+        own = self._of_its_own(given) if self.distillation_objective.needs_teacher else None
         classes = given.classes if isinstance(given, MappedTeacher) else None
-        self.teacher = self._own_base() if own_base else self._teacher(teacher, row, processing_class, classes)
-        self.views = Views(self.model, self.model if own_base else teacher, self.label_names, self.task)
+        self.teacher = own or self._teacher(teacher, row, processing_class, classes)
+        self.views = Views(self.model, self.model if own else teacher, self.label_names, self.task)
         self.views.translate = self.tokens.translation(self.task)
         return processing_class
 
@@ -86,10 +93,21 @@ class TaughtTrainer(SavingTrainer):
             prepared, pairing.columns, pairing.read, (*self.distillation_objective.fields, *self.task.fields)
         )
 
-    def _own_base(self) -> Teacher:
+    def _of_its_own(self, given: AnyTeacher) -> Teacher | None:
+        """A teacher that is made of the student, where one was asked for."""
+        fields = (*self.distillation_objective.fields, *self.task.fields)
+        if isinstance(given, EmaTeacher):
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise HfDistillError(
+                    "EmaTeacher averages whole weights, and FSDP and DeepSpeed shard them; expected a run on one device "
+                    "or with DistributedDataParallel."
+                )
+            self.teacher_name = None
+            return AverageTeacher(self.model, given.decay, self.task.logits, fields)
+        if not isinstance(given, OwnBase):
+            return None
         check_base_teaches(self.model)
         self.teacher_name = self._start()
-        fields = (*self.distillation_objective.fields, *self.task.fields)
         return OwnBaseTeacher(lambda: cast(PeftModel, self.model), self.task.logits, fields)
 
     def _prepare_two_views(self, teacher: nn.Module | None, processing_class: Any, example: Mapping[str, Any]) -> None:

@@ -187,16 +187,15 @@ class DistillationTrainer(TaughtTrainer):
         if self.accelerator.num_processes > 1:
             counts = counts.unstacked(self.accelerator.reduce(counts.stacked(), reduction="sum"))
         if self.balance.is_due(self.state.global_step):
-            # The bare student: a distributed wrapper waits for a backward of its own after each forward.
-            student = contract.bare(self.model)
-            of_batch = partial(self._parts, student, counts=counts)
-            self.balance.add(gradient_lengths(student, batches, of_batch, self.accelerator))
+            # Not the distributed wrapper, which waits for a backward of its own after each forward.
+            of_batch = partial(self._parts, counts=counts)
+            self.balance.add(gradient_lengths(self.model, batches, of_batch, self.accelerator))
         self.train_parts.begin_step(counts, self.accelerator.num_processes)
         return batches, counts
 
-    def _parts(self, student: nn.Module, batch: Any, counts: RowCounts) -> dict[str, torch.Tensor]:
+    def _parts(self, batch: Any, counts: RowCounts) -> dict[str, torch.Tensor]:
         with self.compute_loss_context_manager():
-            _, context = self.outputs_and_context(student, self._prepare_inputs(batch))
+            _, context = self.outputs_and_context(self.model, self._prepare_inputs(batch))
             return self.distillation_objective.parts(self._smoothed(context), counts)
 
     def compute_loss(

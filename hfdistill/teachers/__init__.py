@@ -5,11 +5,14 @@ from __future__ import annotations
 from hfdistill.teachers.ensemble import EnsembleTeacher, LiveEnsemble, LiveMember
 from hfdistill.teachers.live import LiveTeacher
 from hfdistill.teachers.mapped import MappedLogits, MappedTeacher
+from hfdistill.teachers.moving_average import AverageTeacher, EmaTeacher
 from hfdistill.teachers.own_base import OwnBase, OwnBaseTeacher
 from hfdistill.teachers.targets import Targets, Teacher
 from hfdistill.teachers.zero_shot import ZeroShotTeacher
 
 __all__ = [
+    "AverageTeacher",
+    "EmaTeacher",
     "EnsembleTeacher",
     "LiveEnsemble",
     "LiveMember",
