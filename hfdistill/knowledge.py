@@ -19,7 +19,15 @@ from hfdistill.tasks import Classes, Pairs, Task, architecture_task
 from hfdistill.tasks.embeddings import encoder_width
 from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
 from hfdistill.teachers import Targets
-from hfdistill.temperatures import TEMPERATURE, check_rows_soften, constants, distance, has_changing, mixing_temperature
+from hfdistill.temperatures import (
+    TEMPERATURE,
+    LearnedTemperature,
+    check_rows_soften,
+    constants,
+    distance,
+    has_changing,
+    mixing_temperature,
+)
 
 if TYPE_CHECKING:
     from hfdistill.features.watch import FeatureStep
@@ -37,7 +45,8 @@ class StepContext:
     `model_loss` is the student's own loss, where the task can be scored by nothing else; `fields` are its further
     outputs that the terms have asked for, by name; `pairs` are the matched queries of a set-prediction head; `inputs`
     are the batch's, and `features` what both models have shown of their insides. `epoch` counts the epochs done so far,
-    and `balanced` holds the weights that were found by measuring, by the term's name.
+    `balanced` holds the weights that were found by measuring, by the term's name, and `learned` the temperatures that
+    are learnt.
     """
 
     logits: torch.Tensor
@@ -52,6 +61,7 @@ class StepContext:
     features: FeatureStep | None = None
     epoch: float = 0.0
     balanced: Mapping[str, float] = field(default_factory=dict)
+    learned: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Term(Protocol):
@@ -197,7 +207,8 @@ class Logits(Comparison):
     """What the teacher says: a divergence between the student's and the teacher's logits.
 
     For embeddings of sentences, which stand in the place of logits, a distance between these. The arguments and errors
-    are those of every `Comparison`; an option may be a schedule, and the temperature a `TeacherEntropy` too.
+    are those of every `Comparison`; an option may be a schedule, and the temperature a `TeacherEntropy` or a
+    `LearnedTemperature` too.
     """
 
     changing_options = True
@@ -214,6 +225,9 @@ class Logits(Comparison):
         if context.targets is None:
             raise HfDistillError(f"{self!r} needs a teacher; pass teacher_model.")
         options = options_at(self.options, context.epoch)
+        learned = options.get(TEMPERATURE)
+        if isinstance(learned, LearnedTemperature):
+            options[TEMPERATURE] = learned.reversed(context.learned[self.name], context.epoch)
         temperature = mixing_temperature(options, self.default_temperature)
         matched = context.targets.at(temperature, lambda logits: context.task.matched(logits, context.logits))
         # Rows are picked by their number, which means the same place in equal shapes only.

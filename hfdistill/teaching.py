@@ -99,8 +99,8 @@ class TaughtTrainer(SavingTrainer):
         if isinstance(given, EmaTeacher):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise HfDistillError(
-                    "EmaTeacher averages whole weights, and FSDP and DeepSpeed shard them; expected a run on one device "
-                    "or with DistributedDataParallel."
+                    "EmaTeacher averages whole weights, and FSDP and DeepSpeed shard them; expected a run on one "
+                    "device or with DistributedDataParallel."
                 )
             self.teacher_name = None
             return AverageTeacher(self.model, given.decay, self.task.logits, fields)

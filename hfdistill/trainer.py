@@ -129,7 +129,7 @@ class DistillationTrainer(TaughtTrainer):
         objective.check(contract.class_count(self.model, self.task), self.task)
         check_batch_size(self.args, objective, self.task, self.train_dataset)
         self.distillation_objective = objective
-        self.features = FeatureWatch.of(objective.active)
+        self.features = FeatureWatch.of(objective.active, self.args.device)
         self.balance = GradientBalance.of(objective.active, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         names = [term.name for term in objective.active]
         needs_labels = [term.needs_labels for term in objective.active]
@@ -226,6 +226,7 @@ class DistillationTrainer(TaughtTrainer):
             with self.features.watching(self.model, self.views.student(inputs)) as seen:
                 outputs = model(**seen.inputs, **self.features.arguments)
         logits = self.task.logits(outputs, inputs)
+        features = self.features.step(seen, outputs, targets)
         context = StepContext(
             logits,
             targets,
@@ -234,9 +235,10 @@ class DistillationTrainer(TaughtTrainer):
             model_loss=model_loss(outputs, self.task),
             fields=fields_of(outputs, self.distillation_objective.fields),
             inputs=inputs,
-            features=self.features.step(seen, outputs, targets),
+            features=features,
             epoch=float(self.state.epoch or 0.0),
             balanced=self.balance.weights,
+            learned=self.features.temperatures(seen),
         )
         return outputs, with_pairs(context, outputs)
 
@@ -278,6 +280,7 @@ class DistillationTrainer(TaughtTrainer):
             self.faults.check()
             logs.update(self.train_parts.means(self.accelerator, prefix=""))
             logs.update(self._changing_weights())
+            logs.update(self.features.learned_temperatures())
         super().log(logs, *args, **kwargs)
 
     def _changing_weights(self) -> dict[str, float]:

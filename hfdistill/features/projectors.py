@@ -1,4 +1,7 @@
-"""Projectors: trained layers that bring the student's features to the teacher's width, and no part of the student."""
+"""Projectors: trained layers that bring the student's features to the teacher's width, and no part of the student.
+
+Whatever else learns beside the student, such as a temperature, goes the same way.
+"""
 
 from __future__ import annotations
 
@@ -46,21 +49,23 @@ class Plan:
 
 
 class Projectors:
-    """All projectors of a training, by name.
+    """All projectors of a training, by name, and the `others` that learn beside the student.
 
     While a training runs they hang on the student (`attached`), where the optimizer, gradient clipping and every
     distributed wrapper find them as they find the student's own parameters. Checkpoints hold them beside the student,
     and they are taken off when the training ends.
     """
 
-    def __init__(self, plans: Mapping[str, Plan], seed: int, device: torch.device) -> None:
+    def __init__(
+        self, plans: Mapping[str, Plan], seed: int, device: torch.device, others: Mapping[str, nn.Module] | None = None
+    ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = {
                 name: Projector(plan.student, plan.teacher, channels_first=plan.channels_first, norm=plan.norm)
                 for name, plan in plans.items()
             }
-        self.modules = nn.ModuleDict(made).to(device)
+        self.modules = nn.ModuleDict({**made, **(others or {})}).to(device)
 
     def __len__(self) -> int:
         return len(self.modules)

@@ -15,9 +15,10 @@ from hfdistill.errors import HfDistillError
 from hfdistill.features.layout import config_widths
 from hfdistill.features.projectors import ATTRIBUTE, Plan, Projectors
 from hfdistill.features.terms import Binding, FeatureTerm, Look
-from hfdistill.knowledge import Term
+from hfdistill.knowledge import Logits, Term
 from hfdistill.sight import NOTHING, Seen, Sight, watched
 from hfdistill.teachers import Targets
+from hfdistill.temperatures import TEMPERATURE, LearnedTemperature, TemperatureModule
 
 PROJECTED = "distillation_features"
 
@@ -41,11 +42,19 @@ class FeatureWatch:
     student_sight: Sight = NOTHING
     teacher_widths: frozenset[int] = frozenset()
     projectors: Projectors = field(default_factory=lambda: Projectors({}, 0, torch.device("cpu")))
+    learned: Mapping[str, TemperatureModule] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, terms: Sequence[Term]) -> FeatureWatch:
+    def of(cls, terms: Sequence[Term], device: torch.device) -> FeatureWatch:
         """For the terms of an objective."""
-        return cls(tuple(term for term in terms if isinstance(term, FeatureTerm)))
+        learned = {
+            term.name: term.options[TEMPERATURE].module()
+            for term in terms
+            if isinstance(term, Logits) and isinstance(term.options.get(TEMPERATURE), LearnedTemperature)
+        }
+        others = _named(learned)
+        features = tuple(term for term in terms if isinstance(term, FeatureTerm))
+        return cls(features, projectors=Projectors({}, 0, device, others), learned=learned)
 
     def __bool__(self) -> bool:
         return bool(self.terms)
@@ -78,7 +87,7 @@ class FeatureWatch:
         plans: dict[str, Plan] = {
             term.key(name): plan for term in self.terms for name, plan in self.bindings[term.name].plans.items()
         }
-        self.projectors = Projectors(plans, seed, _device(student))
+        self.projectors = Projectors(plans, seed, _device(student), _named(self.learned))
 
     def attached(self, student: nn.Module) -> bool:
         """Whether a training has its projectors on the student."""
@@ -96,7 +105,7 @@ class FeatureWatch:
         Inside, because DistributedDataParallel looks from the outputs for the parameters that a step uses.
         """
         seen = Seen(inputs)
-        if not self.terms:
+        if not self.terms and not self.learned:
             yield seen
             return
 
@@ -117,16 +126,31 @@ class FeatureWatch:
 
     def step(self, student: Seen, outputs: Any, targets: Targets | None) -> FeatureStep | None:
         """What the terms see; `outputs` are the student's."""
-        if targets is None or targets.seen is None:
-            return None
-        if student.outputs is None:  # a compiled model does not call hooks that are newer than itself
+        if student.outputs is None and (self.terms or self.learned):
+            # A compiled model does not call hooks that are newer than itself.
             student.outputs = outputs
             self._project(student)
+        if targets is None or targets.seen is None:
+            return None
         return FeatureStep(student, targets.seen, self.bindings)
 
+    def temperatures(self, seen: Seen) -> dict[str, torch.Tensor]:
+        """The temperatures that are learnt, by the name of their term."""
+        return {name: seen.projected[key] for name, key in zip(self.learned, _named(self.learned), strict=True)}
+
+    def learned_temperatures(self) -> dict[str, float]:
+        """The present temperatures, as `temperature/<term>` for the logs."""
+        return {f"temperature/{name}": float(module().detach()) for name, module in self.learned.items()}
+
     def _project(self, seen: Seen) -> None:
+        for key, module in _named(self.learned).items():
+            seen.projected[key] = module()
         for term in self.terms:
             term.project(self.bindings[term.name], seen, self.projectors)
+
+
+def _named(learned: Mapping[str, TemperatureModule]) -> dict[str, nn.Module]:
+    return {f"temperature__{name}".replace(".", "_"): module for name, module in learned.items()}
 
 
 def _together(sights: Sequence[Sight]) -> Sight:

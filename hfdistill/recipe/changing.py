@@ -16,7 +16,7 @@ def without_changing(options: Mapping[str, Any], path: str) -> tuple[dict[str, A
     """The options that are plain values, and the others, made: schedules and temperatures of rows.
 
     `{linear: {start: 8, end: 1, epochs: 10}}`, `{cosine: ...}`, `{warm_up: {epochs: 20}}` and, for a temperature,
-    `{teacher_entropy: {low: 1, high: 8}}`. Errors: RecipeError for an unknown kind or setting, naming the nearest.
+    `{teacher_entropy: {low: 1, high: 8}}` and `{learned: {epochs: 10}}`. Errors: RecipeError for an unknown kind or setting, naming the nearest.
     """
     made = {key: _made(key, value, f"{path}.{key}") for key, value in options.items() if isinstance(value, Mapping)}
     return {key: value for key, value in options.items() if key not in made}, made
@@ -50,11 +50,11 @@ def _is_number(text: str) -> bool:
 
 def _made(key: str, value: Any, path: str) -> Any:
     from hfdistill.schedules import AUTO, SCHEDULES, Auto
-    from hfdistill.temperatures import ROW_TEMPERATURES, TEMPERATURE
+    from hfdistill.temperatures import TEMPERATURE, TEMPERATURES
 
     kinds: dict[str, Any] = {
         **SCHEDULES,
-        **(ROW_TEMPERATURES if key == TEMPERATURE else {}),
+        **(TEMPERATURES if key == TEMPERATURE else {}),
         **({AUTO: Auto} if key == WEIGHT else {}),
     }
     if len(value) != 1:

@@ -22,9 +22,9 @@ UPDATES = "updates"
 
 @dataclass(frozen=True)
 class EmaTeacher:
-    """The exponential moving average of the student's weights as its teacher: `teacher_model=EmaTeacher(decay=0.999)`.
+    """The moving average of the student's weights as its teacher: `teacher_model=EmaTeacher(decay=0.999)`.
 
-    After each optimizer step t = 1, 2, ...: w' <- d w' + (1 - d) w, d = min(decay, t / (t + 9)), so that the first steps
+    After optimizer step t = 1, 2, ...: w' <- d w' + (1 - d) w, d = min(decay, t / (t + 9)), so that the first weights
     count little; statistics of batch normalisation are taken as they are. The average starts as the student does. It
     lies in checkpoints beside the student, not in what is exported. Something has to make the two differ: dropout, or
     views of their own.

@@ -331,7 +331,7 @@ def shows(trainer: DistillationTrainer, batch: Batch, part: str | None) -> bool:
     trainer.distillation_objective = Objective(
         [HiddenStates("cosine_distance", layers="uniform", part=part, name="kd")]
     )
-    trainer.features = FeatureWatch.of(trainer.distillation_objective.active)
+    trainer.features = FeatureWatch.of(trainer.distillation_objective.active, trainer.args.device)
     try:
         trainer._bind_features()
         whole = gradients(trainer, [batch])

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from hfdistill import DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss
 from hfdistill.losses import forward_kl
 from hfdistill.recipe.objective import terms_of
 from hfdistill.schedules import Auto, Cosine, Linear, Schedule, WarmUp
-from hfdistill.temperatures import TeacherEntropy, distance
+from hfdistill.temperatures import LearnedTemperature, TeacherEntropy, distance
 from tests import by_sgd
 from tests.trainer.trajectory import assert_same, examples, models
 
@@ -79,9 +80,10 @@ def test_a_scheduled_temperature_is_that_of_its_moment(tmp_path: Path) -> None:
     [
         Objective([TaskLoss(weight=Linear(1, 0.5, epochs=1)), Logits(weight=WarmUp(2), temperature=Cosine(4, 1, 1))]),
         Objective([TaskLoss(), Logits(temperature=TeacherEntropy(1, 6))]),
+        Objective([TaskLoss(), Logits(temperature=LearnedTemperature(epochs=1))]),
         Objective([TaskLoss(weight=2), Logits(weight="auto"), Logits("logit_mse", weight=Auto(2), name="mse")]),
     ],
-    ids=["schedules", "entropy", "auto"],
+    ids=["schedules", "entropy", "learned", "auto"],
 )
 def test_the_update_does_not_depend_on_how_the_batch_is_cut(objective: Objective, tmp_path: Path) -> None:
     gently = {"learning_rate": 0.02}
@@ -89,7 +91,7 @@ def test_the_update_does_not_depend_on_how_the_batch_is_cut(objective: Objective
     cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     pieces = trained(tmp_path / "pieces", objective, **gently, **cut)
     assert_same(by_sgd.seen_in(whole), by_sgd.seen_in(pieces))
-    for key in ("weight/kd", "weight/task", "weight/mse"):
+    for key in ("weight/kd", "weight/task", "weight/mse", "temperature/kd"):
         assert logged(whole, key) == pytest.approx(logged(pieces, key), rel=1e-3)
 
 
@@ -108,6 +110,47 @@ def test_each_row_has_its_own_temperature() -> None:
     for row, own in enumerate(temperature.rows(teacher).tolist()):
         alone = forward_kl(student[row : row + 1], teacher[row : row + 1], temperature=own)
         torch.testing.assert_close(values[row : row + 1], alone)
+
+
+def test_a_learned_temperature_goes_against_the_student(tmp_path: Path) -> None:
+    def objective(temperature: float | LearnedTemperature) -> Objective:
+        return Objective([Logits(temperature=temperature)])
+
+    whole_batch = {"per_device_train_batch_size": 24, "max_steps": 3, "learning_rate": 0.05}
+    learning = LearnedTemperature(low=1, high=9, start=3, epochs=0.1)
+    trainer = trained(tmp_path, objective(learning), **whole_batch)
+    constant = trained(tmp_path, objective(3.0), **whole_batch)
+    temperatures = logged(trainer, "temperature/kd")
+    # In the first step the gradient counts for nothing: the epochs begin at 0.
+    assert temperatures[0] == 3
+    assert logged(trainer, "loss/kd")[:2] == pytest.approx(logged(constant, "loss/kd")[:2])
+    assert temperatures[2] > temperatures[1] > 3
+    # The same student at the temperature before and at the one after: the latter is harder.
+    student, teacher = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    settings = LearnedTemperature(low=1, high=9, start=3, epochs=1)
+    module = settings.module()
+    before = module()
+    distance(forward_kl, student, teacher, {"temperature": settings.reversed(before, epoch=5)}).mean().backward()
+    with torch.no_grad():
+        assert module.bias.grad is not None
+        module.bias -= 0.1 * module.bias.grad
+    values = [
+        forward_kl(student, teacher, temperature=float(each)).mean() for each in (before.detach(), module().detach())
+    ]
+    assert values[0] < values[1]
+
+
+def test_a_learned_temperature_is_resumed_and_not_exported(tmp_path: Path) -> None:
+    def objective() -> Objective:
+        return Objective([TaskLoss(), Logits(temperature=LearnedTemperature(epochs=0.5))])
+
+    whole = trained(tmp_path / "whole", objective(), max_steps=4, learning_rate=0.05)
+    trained(tmp_path / "cut", objective(), max_steps=2, learning_rate=0.05, save_strategy="steps", save_steps=2)
+    checkpoint = str(tmp_path / "cut" / "checkpoint-2")
+    resumed = trained(tmp_path / "cut", objective(), checkpoint, max_steps=4, learning_rate=0.05)
+    assert logged(resumed, "temperature/kd")[-1] == logged(whole, "temperature/kd")[-1]
+    resumed.save_model(str(tmp_path / "exported"))
+    assert not any("temperature" in name for name in load_file(tmp_path / "exported" / "model.safetensors"))
 
 
 def test_an_automatic_weight_makes_the_gradients_equally_long(tmp_path: Path) -> None:
@@ -159,6 +202,8 @@ def test_measuring_leaves_the_course_of_dropout_alone(tmp_path: Path) -> None:
         (lambda: Logits("normalized_kd", temperature=TeacherEntropy()), "temperature of its own"),
         (lambda: Logits(standardized=True, temperature=TeacherEntropy()), "temperature of its own"),
         (lambda: TeacherEntropy(low=0), "above 0"),
+        (lambda: LearnedTemperature(start=1), "low < start < high"),
+        (lambda: Logits("reverse_kl", temperature=LearnedTemperature()), "no gradient in its temperature"),
         (lambda: Auto(steps=0), "at least one step"),
     ],
 )
