@@ -15,8 +15,9 @@ WEIGHT = "weight"
 def without_changing(options: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options that are plain values, and the others, made: schedules and temperatures of rows.
 
-    `{linear: {start: 8, end: 1, epochs: 10}}`, `{cosine: ...}`, `{warm_up: {epochs: 20}}` and, for a temperature,
-    `{teacher_entropy: {low: 1, high: 8}}` and `{learned: {epochs: 10}}`. Errors: RecipeError for an unknown kind or setting, naming the nearest.
+    `{linear: {start: 8, end: 1, epochs: 10}}`, `{cosine: ...}`, `{warm_up: {epochs: 20}}`; for a temperature also
+    `{teacher_entropy: {low: 1, high: 8}}` and `{learned: {epochs: 10}}`.
+    Errors: RecipeError for an unknown kind or setting, naming the nearest.
     """
     made = {key: _made(key, value, f"{path}.{key}") for key, value in options.items() if isinstance(value, Mapping)}
     return {key: value for key, value in options.items() if key not in made}, made
