@@ -34,6 +34,7 @@ _MODULES = {
     "TaskLoss": "knowledge",
     "Window": "features",
     "ZeroShotTeacher": "teachers",
+    "distillation_space": "search_space",
     "student_from_teacher": "students",
     "student_with_distillation_token": "students",
 }
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from hfdistill.knowledge import Logits as Logits
     from hfdistill.knowledge import TaskLoss as TaskLoss
     from hfdistill.objective import Objective as Objective
+    from hfdistill.search_space import distillation_space as distillation_space
     from hfdistill.students import student_from_teacher as student_from_teacher
     from hfdistill.students import student_with_distillation_token as student_with_distillation_token
     from hfdistill.teachers import EmaTeacher as EmaTeacher

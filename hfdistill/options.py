@@ -106,7 +106,10 @@ def _count_or_seeds(text: str) -> int | list[int]:
     """`3` is a count, `3,7` and `3,` are seeds."""
     if "," not in text:
         return _count(text)
-    return [int(seed) for seed in text.rstrip(",").split(",")]
+    try:
+        return [int(seed) for seed in text.rstrip(",").split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a count, such as 3, or seeds, such as 3,7") from error
 
 
 def _count(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,12 @@ def test_several_processes(tmp_path: Path) -> None:
     out = output([*command, script("several_processes.py"), "--output_dir", "out", *SHORT], tmp_path)
     assert "process 2 of 2" in out
     assert "2 ranks, largest difference between their students 0\n" in out
+
+
+def test_hyperparameter_search(tmp_path: Path) -> None:
+    command = [sys.executable, script("hyperparameter_search.py"), "--output_dir", "out", "--n_trials", "2"]
+    for expected in (2, 4):
+        out = output([*command, "--storage", "sqlite:///study.db", *SHORT], tmp_path)
+        assert re.search(r"best of 2 on validation data: temperature [\d.]+, alpha 0\.\d+, accuracy 0\.\d+", out)
+        with sqlite3.connect(tmp_path / "study.db") as study:
+            assert study.execute("select count(*) from trials").fetchone() == (expected,)

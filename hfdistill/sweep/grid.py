@@ -104,8 +104,8 @@ def grid_of(recipe: str, changes: Mapping[str, str], *, agreed: bool = False) ->
 
 def _check_objective(recipe: str, changes: Mapping[str, str], fixed: Mapping[str, str]) -> None:
     """Refuse alpha and temperature of a recipe that names its terms, and say what to write."""
-    asked = [key for key in OF_THE_DEFAULT if key in changes]
-    others = {key: text for key, text in fixed.items() if key not in OF_THE_DEFAULT}
+    asked = [key for key in OF_THE_DEFAULT if changes.get(key, "null") != "null"]
+    others = {key: text for key, text in fixed.items() if key not in asked}
     terms = load_recipe(recipe, others).objective.terms if asked else None
     if not terms:
         return

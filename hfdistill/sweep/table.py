@@ -32,7 +32,7 @@ def table(results: Results, most_rows: int | None = None) -> Table:
         drawn.add_row(*map(Text, _cells(results, result)), style=style)
     left_out = len(results.trials) - drawn.row_count
     if left_out:
-        drawn.caption = f"{left_out} more rows"
+        drawn.caption = f"{left_out} more row{'' if left_out == 1 else 's'}"
     return drawn
 
 
