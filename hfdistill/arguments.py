@@ -90,7 +90,7 @@ def student_settings(teacher: AnyTeacher, init_kwargs: Mapping[str, Any] | str |
     given = loading.as_dict(init_kwargs)
     if isinstance(teacher, EnsembleTeacher):
         teacher = next((each for each in teacher.members if isinstance(each, MappedTeacher)), None)
-    if not isinstance(teacher, MappedTeacher):
+    if not isinstance(teacher, MappedTeacher) or teacher.unmapped == "ignore" or teacher.classes is None:
         return given
     names = list(teacher.classes)
     return {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}} | given

@@ -147,12 +147,14 @@ def aligned_classes(student: Sequence[str] | None, teacher: Sequence[str] | None
 def mapped_classes(
     student: Sequence[str] | None,
     teacher: Sequence[str] | None,
-    classes: ClassMap,
+    classes: ClassMap | None,
     overlapping: bool,
+    ignored: bool = False,
 ) -> list[list[int]]:
-    """The teacher's columns of each class of the student, as a user's mapping of names says.
+    """The teacher's columns of each class of the student, as a user's mapping of names says, or else equal names.
 
-    With `overlapping` a class of the teacher may count for several of the student's.
+    With `overlapping` a class of the teacher may count for several of the student's; with `ignored` a class of the
+    student may have none.
     Errors: HfDistillError for models without names, names that they do not know, and classes that are not mapped.
     """
     if student is None or teacher is None:
@@ -160,6 +162,9 @@ def mapped_classes(
             f"MappedTeacher maps classes by their names, and the {'student' if student is None else 'teacher'} has no "
             "config with class names; expected two Transformers models."
         )
+    if classes is None:
+        known = set(map(_folded, teacher))
+        classes = {name: name for name in student if _folded(name) in known}
     for name in classes:
         if _folded(name) not in map(_folded, student):
             raise HfDistillError(
@@ -167,12 +172,14 @@ def mapped_classes(
             )
     meant = {_folded(name): [given] if isinstance(given, str) else list(given) for name, given in classes.items()}
     missing = [name for name in student if not meant.get(_folded(name))]
-    if missing:
+    least = min(2, len(student))
+    if len(student) - len(missing) < least or (missing and not ignored):
         raise HfDistillError(
             f"MappedTeacher(classes=...) maps no class of the teacher to {_some(missing)} of the student; expected one "
-            "or more for each, as a class without any would get no probability from the teacher."
+            "or more for each, as a class without any would get no probability from the teacher. For new classes that "
+            "the teacher cannot know (two or more have to be known): unmapped='ignore'."
         )
-    groups = [[_class_place(word, teacher) for word in dict.fromkeys(meant[_folded(name)])] for name in student]
+    groups = [[_class_place(word, teacher) for word in dict.fromkeys(meant.get(_folded(name), []))] for name in student]
     counts = Counter(place for group in groups for place in group)
     twice = [place for place, count in counts.items() if count > 1]
     if twice and not overlapping:

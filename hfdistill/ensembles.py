@@ -22,7 +22,6 @@ from hfdistill.tasks import Task
 from hfdistill.teachers import EnsembleTeacher, LiveEnsemble, LiveMember, LiveTeacher, MappedTeacher
 from hfdistill.teachers.division import is_whole
 from hfdistill.teachers.ensemble import check_task
-from hfdistill.teachers.mapped import ClassMap
 from hfdistill.views import Views
 
 Prepare = Callable[[nn.Module], nn.Module]
@@ -35,7 +34,7 @@ class Member:
     place: int
     module: nn.Module
     name: str | None
-    classes: ClassMap | None
+    mapping: MappedTeacher | None
 
     @property
     def who(self) -> str:
@@ -126,11 +125,16 @@ def gathered(
         )
     members = []
     for place, given in enumerate(ensemble.members):
+        if isinstance(given, MappedTeacher) and given.unmapped == "ignore":
+            raise HfDistillError(
+                f"members[{place}] of an EnsembleTeacher ignores classes (unmapped='ignore'), and all members are "
+                "mixed over the same ones; expected such a teacher alone."
+            )
         model = given.model if isinstance(given, MappedTeacher) else given
         with _about(_called(place, model if isinstance(model, str) else type(model).__name__)):
             module, name = teacher_module(given, args, objective, task)
         assert module is not None, "a member is a module or the name of one"
-        members.append(Member(place, module, name, given.classes if isinstance(given, MappedTeacher) else None))
+        members.append(Member(place, module, name, given if isinstance(given, MappedTeacher) else None))
     return Gathered(ensemble, tuple(members))
 
 
@@ -162,7 +166,7 @@ def bound(
                     pupil.objective,
                     both,
                     pupil.device,
-                    member.classes,
+                    member.mapping,
                 )
             )
     task, same = _of_one_width(pupil.task, members, pairings)

@@ -236,6 +236,8 @@ class Logits(Comparison):
         student, teacher = context.rows.every(context.logits), context.rows.every(matched)
         if context.task.compared is not None:
             student = student[:, : context.task.compared]
+        if context.task.known is not None:
+            student = student[:, context.task.known]
         if student.shape[:1] != teacher.shape[:1] or (
             context.task.classes is Classes.PLACES and student.shape != teacher.shape
         ):

@@ -16,9 +16,8 @@ from hfdistill.knowledge import Logits, TaskLoss
 from hfdistill.losses import bernoulli_kl
 from hfdistill.objective import Objective
 from hfdistill.tasks import Classes, Queries, Task, TeacherLogits, TwoHeads
-from hfdistill.teachers import MappedLogits, ZeroShotTeacher
+from hfdistill.teachers import MappedLogits, MappedTeacher, ZeroShotTeacher
 from hfdistill.teachers.live import Read
-from hfdistill.teachers.mapped import ClassMap
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +44,24 @@ def paired(
     objective: Objective,
     processing_classes: Sequence[Any],
     device: torch.device,
-    classes: ClassMap | None = None,
+    mapping: MappedTeacher | None = None,
 ) -> Pairing:
     """Check two models against each other and say how the teacher is read.
 
     `row` is the task as the table has it, `task` the same bound to the student; `processing_classes` are the student's
-    and the teacher's; `classes` is the mapping of a `MappedTeacher`. Errors: HfDistillError, each with its remedy, for
-    models that do not fit together.
+    and the teacher's; `mapping` is what the teacher came as, where its classes are mapped. Errors: HfDistillError, each
+    with its remedy, for models that do not fit together.
     """
     contract.check_distinct(student, teacher)
     contract.check_trained(teacher, unread=task.unread)
     contract.check_same_problem(student, teacher)
     objective.check_models(contract.bare(student), contract.bare(teacher), task)
-    mapped = None if classes is None else _mapped(student, teacher, task, classes)
+    mapped = None
+    if mapping is not None:
+        mapped, task = _mapped(student, teacher, task, mapping, objective)
     if isinstance(teacher, ZeroShotTeacher):
         teacher.bind(contract.class_names(student), task, device)
-    columns = _class_columns(student, teacher) if task.classes is Classes.NAMED and classes is None else None
+    columns = _class_columns(student, teacher) if task.classes is Classes.NAMED and mapping is None else None
     if isinstance(task.layout, Queries):
         theirs = row.bound(contract.bare(teacher)).layout
         if isinstance(theirs, Queries):
@@ -104,7 +105,10 @@ def with_heads(task: Task, objective: Objective) -> Task:
     return replace(task, layout=replace(task.layout, taught=taught))
 
 
-def _mapped(student: nn.Module, teacher: nn.Module, task: Task, classes: ClassMap) -> MappedLogits:
+def _mapped(
+    student: nn.Module, teacher: nn.Module, task: Task, mapping: MappedTeacher, objective: Objective
+) -> tuple[MappedLogits, Task]:
+    """How the teacher is read at the student's classes, and the task with those of them that it knows."""
     if task.classes is not Classes.NAMED or isinstance(task.layout, Queries):
         raise HfDistillError(
             f"A MappedTeacher came for {task.name}, and it maps classes that have names; expected a task that sorts "
@@ -117,7 +121,18 @@ def _mapped(student: nn.Module, teacher: nn.Module, task: Task, classes: ClassMa
         )
     sigmoid = task.default_loss is bernoulli_kl
     names = contract.class_names(student), contract.class_names(teacher)
-    return MappedLogits(task.logits, contract.mapped_classes(*names, classes, overlapping=sigmoid), sigmoid)
+    ignored = mapping.unmapped == "ignore"
+    groups = contract.mapped_classes(*names, mapping.classes, overlapping=sigmoid, ignored=ignored)
+    known = tuple(place for place, group in enumerate(groups) if group)
+    if len(known) < len(groups):
+        labelled = [term for term in objective.active if isinstance(term, Logits) and term.needs_labels]
+        if labelled:
+            raise HfDistillError(
+                f"{labelled[0]!r} needs the label of each row among the compared classes, and the teacher does not "
+                "know all of them (unmapped='ignore'); expected a loss without labels, such as forward_kl."
+            )
+        task = replace(task, known=known)
+    return MappedLogits(task.logits, [group for group in groups if group], sigmoid), task
 
 
 def _class_columns(student: nn.Module, teacher: nn.Module) -> torch.Tensor | None:

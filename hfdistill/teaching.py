@@ -26,7 +26,6 @@ from hfdistill.teachers import (
     OwnBaseTeacher,
     Teacher,
 )
-from hfdistill.teachers.mapped import ClassMap
 from hfdistill.views import TEACHER_PREFIX, RawCollator, Views
 from hfdistill.vocabulary import VocabularyAlignment
 
@@ -60,14 +59,14 @@ class TaughtTrainer(SavingTrainer):
             revision = self.args.teacher_model_revision
             processing_class = processing_class_of(teacher, self.teacher_name, self.processing_class, revision)
         own = self._of_its_own(given) if self.distillation_objective.needs_teacher else None
-        classes = given.classes if isinstance(given, MappedTeacher) else None
-        self.teacher = own or self._teacher(teacher, row, processing_class, classes)
+        mapping = given if isinstance(given, MappedTeacher) else None
+        self.teacher = own or self._teacher(teacher, row, processing_class, mapping)
         self.views = Views(self.model, self.model if own else teacher, self.label_names, self.task)
         self.views.translate = self.tokens.translation(self.task)
         return processing_class
 
     def _teacher(
-        self, teacher: nn.Module | None, row: Task, processing_class: Any, classes: ClassMap | None
+        self, teacher: nn.Module | None, row: Task, processing_class: Any, mapping: MappedTeacher | None
     ) -> Teacher | None:
         if teacher is None:
             if self.distillation_objective.needs_teacher:
@@ -85,7 +84,7 @@ class TaughtTrainer(SavingTrainer):
             self.distillation_objective,
             processing_classes,
             self.args.device,
-            classes,
+            mapping,
         )
         self.task, self.tokens = pairing.task, pairing.tokens
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)

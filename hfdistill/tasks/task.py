@@ -42,7 +42,8 @@ class Task:
     is nothing but a teacher to learn from. `predictions` are the outputs that evaluation keeps, all of them by default;
     `logits` there stands for what the layout reads. `unread` begins the names of parameters without a say in the
     logits, which may be untrained. `compared` is how many classes, from the first one on, a divergence compares, where
-    the rest of the student's head is padding that stands for nothing; None: all.
+    the rest of the student's head is padding that stands for nothing; None: all. `known` are the places of the classes
+    that a teacher knows, where it does not know all.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Task:
     predictions: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     compared: int | None = None
+    known: tuple[int, ...] | None = None
 
     @property
     def loss_inside(self) -> bool:

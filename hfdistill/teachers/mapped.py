@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn.functional import softplus
 
+from hfdistill.errors import HfDistillError
 from hfdistill.tasks.label_losses import wide
 from hfdistill.teachers.live import Read
 
 ClassMap = Mapping[str, str | Sequence[str]]
 """For each class of the student the class of the teacher that means the same, or several, all by name."""
+
+Unmapped = Literal["refuse", "ignore"]
 
 # Below this sum of odds the sum's own logarithm is exact in float32, and expm1 would lose its digits.
 FEW_ODDS = 1e-6
@@ -26,15 +29,23 @@ class MappedTeacher:
 
     `model` is a Hub id, a folder or a module; `classes` names for each class of the student the class of the teacher
     that means the same, or several: `{"cat": ["tabby, tabby cat", "Persian cat"], "car": "sports car"}`. Upper and
-    lower case and underscores do not matter. The probability of a student's class is the sum of the teacher's over its
-    classes at temperature 1 (logit: logsumexp), renormalised over those that are mapped; for labels that are true or
-    false each for itself it is 1 - prod_i (1 - p_i).
+    lower case and underscores do not matter; without `classes` equal names mean the same. The probability of a
+    student's class is the sum of the teacher's over its classes at temperature 1 (logit: logsumexp), renormalised over
+    those that are mapped; for labels that are true or false each for itself it is 1 - prod_i (1 - p_i).
+    With `unmapped="ignore"` both are compared over the student's mapped classes alone, and the others learn from
+    labels: an old model as the teacher of a student that learns further classes without the old data (Li and Hoiem,
+    "Learning without Forgetting", arXiv 1606.09282, whose term is forward_kl at T = 2).
     Errors: HfDistillError, when the trainer is built, for names that a model does not know (with the nearest that it
     does), classes of the student that are not mapped, and tasks whose classes have no names.
     """
 
     model: nn.Module | str
-    classes: ClassMap
+    classes: ClassMap | None = None
+    unmapped: Unmapped = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.unmapped not in get_args(Unmapped):
+            raise HfDistillError(f"unmapped={self.unmapped!r}; expected 'refuse' or 'ignore'.")
 
 
 class MappedLogits:
