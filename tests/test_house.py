@@ -99,6 +99,7 @@ EXCEPTIONS = {
     ("card", "huggingface_hub"): "the trainer writes the model card, which is the Hub's format",
     ("card", "yaml"): "the head of a model card is YAML",
     ("features", "safetensors"): "projectors are read back from their file",
+    ("teachers", "safetensors"): "so is a moving average",
     ("views", "PIL"): "raw columns hold PIL images",
 }
 MOST_LINES = 400
