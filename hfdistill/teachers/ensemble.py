@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -150,12 +150,12 @@ class LiveEnsemble:
 
     def _at_same_places(self, said: Sequence[Said]) -> list[torch.Tensor]:
         """The logits of all; maps of other sizes are brought to the first one's, and other differences refused."""
+        if isinstance(self.task.layout, TwoHeads):
+            said = [replace(each, logits=self.task.layout.prediction(each.logits)) for each in said]
         first = said[0]
         given = []
         for each in said:
             logits, expected = each.logits, len(first.logits) if each.examples is None else len(each.examples)
-            if isinstance(self.task.layout, TwoHeads):
-                logits = self.task.layout.prediction(logits)
             if isinstance(self.task.layout, (Pixels, Depths)) and logits.shape[-1] == first.logits.shape[-1]:
                 logits = self.task.matched(logits, first.logits)
             if logits.shape[1:] != first.logits.shape[1:] or len(logits) != expected:

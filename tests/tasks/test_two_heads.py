@@ -19,6 +19,7 @@ from transformers import (
 
 from hfdistill import (
     DistillationTrainer,
+    EnsembleTeacher,
     HfDistillError,
     HiddenStates,
     Logits,
@@ -153,15 +154,24 @@ def test_predictions_are_the_mean_that_the_model_gives(objective: Objective | No
     torch.testing.assert_close(predicted, (outputs.cls_logits + outputs.distillation_logits) / 2)
 
 
-def test_a_teacher_with_two_heads_teaches_by_their_mean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "one of two"])
+def test_a_teacher_with_two_heads_teaches_by_their_mean(alone: bool, tmp_path: Path) -> None:
     teacher = DeiTForImageClassificationWithTeacher(tiny.model("deit").config).eval()
+    second = tiny.model("vit", seed=3).eval()
     rows = trajectory.examples("vit", SINGLE)[:8]
-    made = DistillationTrainer(student(), by_sgd.arguments(tmp_path), teacher_model=teacher, eval_dataset=rows)
+    made = DistillationTrainer(
+        student(),
+        by_sgd.arguments(tmp_path),
+        teacher_model=teacher if alone else EnsembleTeacher([teacher, second]),
+        objective=Objective([TaskLoss(), Logits(temperature=1.0)]),
+        eval_dataset=rows,
+    )
     inputs = next(iter(made.get_eval_dataloader()))
-    _, context = made.outputs_and_context(made.model, inputs)
-    assert context.targets is not None
-    taught = context.rows.every(made.task.matched(context.targets.logits, context.logits))
-    torch.testing.assert_close(taught, teacher(inputs["pixel_values"]).logits.detach())
+    outputs, context = made.outputs_and_context(made.model, inputs)
+    teachers = [teacher] if alone else [teacher, second]
+    said = torch.stack([each(inputs["pixel_values"]).logits.softmax(-1) for each in teachers]).mean(0).detach()
+    expected = (said * (said.log() - outputs.distillation_logits.log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(made.distillation_objective.terms[1].values(context), expected)
 
 
 def test_a_levit_has_two_heads_too(tmp_path: Path) -> None:
