@@ -220,6 +220,28 @@ def test_each_member_teaches_and_reads_its_own_examples(tmp_path: Path) -> None:
     assert all("language" not in names for names in read)
 
 
+class TakesAnything(nn.Module):
+    """A model that does not say what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert set(inputs) == {"x"}
+        return {"logits": self.head(inputs["x"])}
+
+
+def test_the_number_never_reaches_a_model(tmp_path: Path) -> None:
+    data = [{"x": torch.zeros(4), "labels": torch.tensor(0), "who": torch.tensor(place % 2)} for place in range(8)]
+    ensemble = EnsembleTeacher([TakesAnything(), TakesAnything()], by="who")
+    args = by_sgd.arguments(tmp_path, remove_unused_columns=False)
+    trainer = made(tmp_path, TakesAnything(), ensemble, args=args, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss/kd"] > 0
+    assert trainer.predict(data).predictions.shape == (8, 2)
+
+
 def test_raw_columns_keep_the_number(tmp_path: Path) -> None:
     rows = [{"image": row["image"], "who": place % 2} for place, row in enumerate(pictures(8))]
     teachers = [teacher_of(), teacher_of()]
