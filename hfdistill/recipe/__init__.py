@@ -6,13 +6,12 @@ from hfdistill.recipe.reading import load_recipe, override_arguments
 from hfdistill.recipe.sections import (
     DataSection,
     ObjectiveSection,
-    Recipe,
     StudentSection,
     TeacherSection,
-    recipe_of,
 )
 from hfdistill.recipe.shipped import recipe_path, shipped_recipes
 from hfdistill.recipe.values import RecipeError
+from hfdistill.recipe.whole import Recipe, recipe_of
 
 __all__ = [
     "DataSection",

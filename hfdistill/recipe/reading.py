@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from hfdistill.recipe.sections import Recipe, recipe_of
 from hfdistill.recipe.shipped import recipe_path
 from hfdistill.recipe.values import RecipeError
+from hfdistill.recipe.whole import Recipe, recipe_of
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfdistill.recipe.adapters import adapters_of
 from hfdistill.recipe.generation import check_generation
 from hfdistill.recipe.objective import terms_of
 from hfdistill.recipe.training import training_settings
-from hfdistill.recipe.two_heads import check_two_heads
 from hfdistill.recipe.values import RecipeError, converted, unknown_key
 
 if TYPE_CHECKING:
@@ -35,7 +33,8 @@ SEGMENTATION, DETECTION = "semantic_segmentation", "object_detection"
 Augmentation = Literal["random_crop", "horizontal_flip", "random_resized_crop"]
 
 
-def _settle(section: Any, name: str, value: Any) -> None:
+def settle(section: Any, name: str, value: Any) -> None:
+    """Set a value of a frozen section while it is built."""
     object.__setattr__(section, name, value)
 
 
@@ -64,7 +63,7 @@ class TeacherSection:
         if self.zero_shot is not None:
             self._check_zero_shot(self.zero_shot)
         if self.finetune is not None:
-            _settle(self, "finetune", training_settings(self.finetune, "teacher.finetune"))
+            settle(self, "finetune", training_settings(self.finetune, "teacher.finetune"))
         elif self.config is not None:
             raise RecipeError(
                 "teacher.config: a teacher built from a config knows nothing yet; add teacher.finetune (it "
@@ -121,7 +120,7 @@ class StudentSection:
             )
         self.adapters()
         if self.finetune is not None:
-            _settle(self, "finetune", training_settings(self.finetune, "student.finetune"))
+            settle(self, "finetune", training_settings(self.finetune, "student.finetune"))
 
     def adapters(self) -> PeftConfig | None:
         """PEFT's config of `peft`, if there is one."""
@@ -210,7 +209,7 @@ class DataSection:
             if number is not None and number < 1:
                 raise RecipeError(f"data.{name}: got {number}, expected a whole number of at least 1.")
         if isinstance(self.text_columns, str):
-            _settle(self, "text_columns", [self.text_columns])
+            settle(self, "text_columns", [self.text_columns])
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise RecipeError(f"data.text_columns: got {self.text_columns}, expected one column, or two for pairs.")
         inputs = [name for name in ("image_column", "audio_column", "text_columns") if getattr(self, name) is not None]
@@ -336,61 +335,3 @@ class ObjectiveSection:
         """alpha and temperature where they are given."""
         given = {"alpha": self.alpha, "temperature": self.temperature}
         return {key: value for key, value in given.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One run: who learns what from whom, on which data, how."""
-
-    student: StudentSection
-    teacher: TeacherSection
-    data: DataSection
-    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
-    training: dict[str, Any] = field(default_factory=dict)
-    control: bool = True
-    seeds: list[int] = field(default_factory=lambda: [42])
-
-    def __post_init__(self) -> None:
-        _settle(self, "training", training_settings(self.training, "training"))
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise RecipeError(
-                f"seeds: got {self.seeds}, expected different whole numbers of at least 0, such as [42, 43]."
-            )
-        check_two_heads(self.student, self.objective)
-        if self.teacher.zero_shot is not None and self.student.from_teacher is not None:
-            raise RecipeError(
-                "student.from_teacher: layers of a zero-shot teacher make no classifier; name student.model or "
-                "student.config."
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every key with its value, as written to recipe.yaml."""
-        return dataclasses.asdict(self)
-
-
-def recipe_of(content: Mapping[str, Any]) -> Recipe:
-    """The recipe that a parsed YAML file describes. Errors: RecipeError naming the key."""
-    return _section(Recipe, content, "")  # type: ignore[no-any-return]
-
-
-def _section(section: Any, content: Any, path: str) -> Any:
-    if content is None:
-        content = {}
-    if not isinstance(content, Mapping):
-        raise RecipeError(f"{path}: got {content!r}, expected a mapping of keys to values.")
-    hints = get_type_hints(section)
-    fields = {entry.name: entry for entry in dataclasses.fields(section)}
-    values = {}
-    for key, value in content.items():
-        where = f"{path}.{key}".lstrip(".")
-        if key not in fields:
-            raise unknown_key(where, fields)
-        nested = dataclasses.is_dataclass(hints[key])
-        if value is None and key == "training":
-            value = {}
-        values[key] = _section(hints[key], value, where) if nested else converted(value, hints[key], where)
-    for name, entry in fields.items():
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise RecipeError(f"{f'{path}.{name}'.lstrip('.')}: this key is missing, and it has no default.")
-    return section(**values)

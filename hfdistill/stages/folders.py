@@ -98,9 +98,13 @@ def _seeds_there(output: Path) -> list[int]:
 
 def _teacher_parts(recipe: Recipe, data: TaskData) -> dict[str, Any]:
     section = asdict(recipe.teacher)
-    parts = {"teacher": section, "data": _data_parts(data)}
+    parts: dict[str, Any] = {"teacher": section, "data": _data_parts(data)}
     if section.pop("finetune") is not None:
         parts["teacher.finetune"] = stage_settings(recipe, TEACHER, 0).deciding()
+    made_by = Path(str(recipe.teacher.model)) / STAGE_FILE
+    if recipe.teacher.model is not None and made_by.is_file():
+        # A student of another run: trained anew in the same folder it is another teacher.
+        parts["teacher.run"] = _read(made_by).get("fingerprint")
     return parts
 
 
@@ -183,6 +187,7 @@ def _readable(key: str) -> str:
     return {
         "teacher": "the teacher's fingerprint",
         "student": "the student's fingerprint",
+        "teacher.run": "the run that made teacher.model",
         "data.labels": "the hash of all labels",
     }.get(key, key)
 

@@ -26,6 +26,7 @@ from hfdistill.data import (
 from hfdistill.measure import speeds
 from hfdistill.recipe import Recipe
 from hfdistill.stages import models
+from hfdistill.stages.chain import assistant_runs, claim
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.exams import outcome_of
 from hfdistill.stages.folders import Stage, check_output, outgrown_error, outgrown_stages, planned_stages, remove
@@ -59,7 +60,14 @@ def run_recipe(
     were trained elsewhere, by fingerprint: their models are taken over. Every process of a launch calls this; the
     report comes back in the main one. Errors: HfDistillError for whatever a user can cause.
     """
-    run = Run(recipe, output, reporter or Reporter(silent=not is_main()), trained=trained or {})
+    reporter = reporter or Reporter(silent=not is_main())
+    *assistants, (last, _) = assistant_runs(recipe, output)
+    if assistants:
+        claim(recipe, output)
+    for place, (link, folder) in enumerate(assistants):
+        reporter.say(f"Assistant {place + 1} of {len(assistants)} -> {folder}", style="bold")
+        run_recipe(link, folder, reporter, overwrite=overwrite, trained=trained)
+    run = Run(last, output, reporter, trained=trained or {}, written=recipe)
     with faults_explained(output):
         stages = run.open(overwrite)
         for stage in stages:
@@ -71,7 +79,8 @@ def run_recipe(
 class Run:
     """A run in progress. Models, data and views are made when the first stage needs them.
 
-    With `tested` false its models meet the validation split alone, as long as settings are still being chosen.
+    With `tested` false its models meet the validation split alone, as long as settings are still being chosen. Where
+    the run is the last of a chain, `written` is the recipe of all of it.
     """
 
     recipe: Recipe
@@ -79,6 +88,7 @@ class Run:
     reporter: Reporter
     tested: bool = True
     trained: Mapping[str, Path] = field(default_factory=dict)
+    written: Recipe | None = None
     _teacher: list[PreTrainedModel | ZeroShotTeacher] = field(default_factory=list)
 
     # ---- what the stages work with -------------------------------------------------------------------------------
@@ -149,7 +159,8 @@ class Run:
         wait_for_all()
         if is_main():
             remove([stage for stage, _ in outgrown])
-            write_text(self.output / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+            written = self.written or self.recipe
+            write_text(self.output / "recipe.yaml", yaml.safe_dump(written.to_dict(), sort_keys=False))
         wait_for_all()
         pending = [stage for stage in stages if stage.wanted and not stage.finished]
         done = [stage.title for stage in stages if stage.wanted and stage.finished]

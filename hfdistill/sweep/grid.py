@@ -87,6 +87,12 @@ def grid_of(recipe: str, changes: Mapping[str, str], *, agreed: bool = False) ->
     swept = {key: values[key] for key in slow_first if len(values[key]) > 1}
     _check_objective(recipe, changes, fixed)
     base = load_recipe(recipe, fixed)
+    if base.assistants:
+        raise RecipeError(
+            f"{recipe}: a sweep trains each student with one teacher, and this recipe has assistants between the two; "
+            "run it once, then sweep with the last assistant: --assistants=[] --teacher.finetune=null "
+            "--teacher.config=null --teacher.model=OUTPUT/assistant-N/seed-42/student."
+        )
     _check_lists(recipe, swept, agreed)
     fixed |= _teacher_pinned(base, swept)
     combinations = [dict(zip(swept, each, strict=True)) for each in itertools.product(*swept.values())]

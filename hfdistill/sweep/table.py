@@ -28,7 +28,7 @@ def table(results: Results, most_rows: int | None = None) -> Table:
         drawn.add_column(heading, justify="left" if heading == "state" else "right")
     for result in _shown(results, most_rows):
         style = "bold" if result is results.best else None
-        # As texts: a list such as [random_crop] would be taken for markup.
+        # As texts: a value in brackets may look like markup.
         drawn.add_row(*map(Text, _cells(results, result)), style=style)
     left_out = len(results.trials) - drawn.row_count
     if left_out:
