@@ -25,6 +25,8 @@ from hfdistill.sweep.results import FINISHED, RUNNING, Result, Results, check_fo
 from hfdistill.sweep.table import markdown, sentence, table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from hfdistill.report import Report
 
 BEST = "best"
@@ -282,7 +284,7 @@ class Sweep:
         if rest and left is not None and sum(plan.result.elapsed > 0 for plan in self.plans) == 1:
             self.reporter.say(f"  {rest} more, about {duration(left)}")
 
-    def _table_that_fits(self) -> object:
+    def _table_that_fits(self) -> Table:
         return table(self.results, max(self.reporter.console.height - AROUND_THE_TABLE, 3))
 
 
