@@ -29,6 +29,17 @@ class DistillationConfig(TrainingArguments):
     alpha: float = field(
         default=0.5, metadata={"help": "Share of the teacher in the loss, 0 to 1; 0 is plain training."}
     )
+    mixup: float = field(
+        default=0.0,
+        metadata={"help": "Mix training pictures by shares drawn from Beta(mixup, mixup); the teacher alone tells."},
+    )
+    cutmix: float = field(
+        default=0.0,
+        metadata={
+            "help": "Put a rectangle of one training picture into another, of a share from Beta(cutmix, cutmix)."
+        },
+    )
+    mix_probability: float = field(default=1.0, metadata={"help": "Share of the training batches that are mixed."})
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of the teacher, where the trainer is given none."}
     )
@@ -54,4 +65,10 @@ class DistillationConfig(TrainingArguments):
             raise HfDistillError(f"alpha is {self.alpha}; expected the teacher's share of the loss, from 0 to 1.")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise HfDistillError(f"temperature is {self.temperature}; expected a finite number above 0, such as 2.")
+        for name in ("mixup", "cutmix"):
+            strength = getattr(self, name)
+            if not (strength >= 0 and math.isfinite(strength)):
+                raise HfDistillError(f"{name} is {strength}; expected a finite number of at least 0, such as 0.8.")
+        if not 0 < self.mix_probability <= 1:
+            raise HfDistillError(f"mix_probability is {self.mix_probability}; expected a share above 0, up to 1.")
         super().__post_init__()  # type: ignore[no-untyped-call]

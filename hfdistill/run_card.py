@@ -93,7 +93,8 @@ def _objective(recipe: Recipe, problem_type: str) -> Objective:
         return given
     defaults = {"alpha": DistillationConfig.alpha, "temperature": DistillationConfig.temperature}
     row = "seq2seq_lm" if problem_type == "speech_seq2seq" else problem_type
-    return Objective.default(TASKS[row], **(defaults | recipe.objective.arguments()))
+    given_arguments = {key: value for key, value in recipe.objective.arguments().items() if key in defaults}
+    return Objective.default(TASKS[row], **(defaults | given_arguments))
 
 
 def _teacher_training(recipe: Recipe) -> str | None:

@@ -35,6 +35,7 @@ from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.features import FeatureWatch
 from hfdistill.first_look import check_first_batch, first_batch
 from hfdistill.knowledge import StepContext
+from hfdistill.mixing import MixingCollator, mixing_of
 from hfdistill.objective import Objective, weight_at
 from hfdistill.pairing import with_heads
 from hfdistill.parts import PartSums
@@ -172,6 +173,18 @@ class DistillationTrainer(TaughtTrainer):
         if self._reads_raw_columns:
             return data_collator
         return super()._get_collator_with_removed_columns(data_collator, description)
+
+    def get_train_dataloader(self) -> Any:
+        """Trainer's, whose pictures are mixed where `mixup` or `cutmix` ask for it."""
+        plain = self.data_collator
+        mixing = mixing_of(self.args, self.task, self.label_names, self.distillation_objective)
+        if mixing is None:
+            return super().get_train_dataloader()
+        self.data_collator = MixingCollator(plain, mixing)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
 
     # ---- the step ------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ LAYERS = {
     "faults": 3,
     "first_look": 3,
     "loading": 3,
+    "mixing": 3,
     "pairing": 3,
     "parts": 3,
     "teaching": 3,

@@ -295,15 +295,25 @@ class DataSection:
 
 @dataclass(frozen=True)
 class ObjectiveSection:
-    """What the student learns: `alpha` (the teacher's share) and `temperature`, or a list of `terms`."""
+    """What the student learns: `alpha` (the teacher's share) and `temperature`, or a list of `terms`.
+
+    `mixup`, `cutmix` and `mix_probability` are those of DistillationConfig, for the student alone.
+    """
 
     SECTION: ClassVar[str] = "objective"
 
     alpha: float | None = None
     temperature: float | None = None
     terms: list[dict[str, Any]] | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    mix_probability: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix", "mix_probability"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < float("inf"):
+                raise RecipeError(f"objective.{name}: got {number}, expected a number of at least 0.")
         if self.terms is not None and (self.alpha is not None or self.temperature is not None):
             raise RecipeError(
                 "objective: terms came beside alpha or temperature; expected one way. Put them in the terms."
@@ -332,6 +342,7 @@ class ObjectiveSection:
             raise RecipeError(f"objective.terms: {error}") from error
 
     def arguments(self) -> dict[str, float]:
-        """alpha and temperature where they are given."""
-        given = {"alpha": self.alpha, "temperature": self.temperature}
+        """Those that are arguments of the trainer, where they are given."""
+        names = ("alpha", "temperature", "mixup", "cutmix", "mix_probability")
+        given = {name: getattr(self, name) for name in names}
         return {key: value for key, value in given.items() if value is not None}
