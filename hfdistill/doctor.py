@@ -26,13 +26,13 @@ from hfdistill.stages.exams import outcome_of
 from hfdistill.stages.run import Run
 from hfdistill.stages.settings import STUDENT as STUDENT_STAGE
 from hfdistill.stages.settings import stage_settings
+from hfdistill.stages.several import SeveralTeachers
 from hfdistill.teachers import ZeroShotTeacher
 from hfdistill.trainer import DistillationTrainer
 from hfdistill.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from transformers import PreTrainedModel
 
     from hfdistill.recipe import Recipe
     from hfdistill.stages import Reporter
@@ -151,7 +151,7 @@ class Doctor:
             return GOOD, f"{finding}; every tensor came from its checkpoint"
         return NOTE, f"{finding}; it will be fine-tuned first: what is said of it below holds before that"
 
-    def _original(self) -> PreTrainedModel | ZeroShotTeacher:
+    def _original(self) -> models.AnyTeacher:
         return models.load_teacher_in_use(self.recipe, self.run.data.kind)
 
     def _student(self) -> tuple[str, str]:
@@ -170,8 +170,10 @@ class Doctor:
         if not names:
             sizes = [vocabulary_size(model) for model in (self.student, self.teacher)]
             return GOOD, f"a vocabulary of {sizes[0]:,} tokens in the student's head and {sizes[1]:,} in the teacher's"
-        alignment = contract.aligned_classes(names, contract.class_names(self.teacher))
-        return (NOTE, alignment.notice) if alignment.notice else (GOOD, f"{len(names)} classes, the same in both")
+        teachers = self.teacher.members if isinstance(self.teacher, SeveralTeachers) else [self.teacher]
+        notices = [contract.aligned_classes(names, contract.class_names(each)).notice for each in teachers]
+        found = "; ".join(dict.fromkeys(notice for notice in notices if notice))
+        return (NOTE, found) if found else (GOOD, f"{len(names)} classes, the same in both")
 
     def _objective(self) -> tuple[str, str]:
         self.trainer = self._made_trainer()
@@ -189,7 +191,7 @@ class Doctor:
         return DistillationTrainer(
             self.student,
             self.settings.config(self.folder, eval_strategy="no", load_best_model_at_end=False),
-            teacher_model=self.teacher,
+            teacher_model=models.as_teaching(self.teacher),
             objective=self.recipe.objective.build(),
             processing_class=student.processor,
             teacher_processing_class=(student if prepared.shared else teacher).processor,
@@ -200,7 +202,7 @@ class Doctor:
     def _inputs(self) -> tuple[str, str]:
         example = self.run.prepared.student_train().__getitems__([0])
         views = self.trainer.views
-        given = {STUDENT: views.student(example), TEACHER: views.teacher(example)}
+        given = {STUDENT: views.student(example), TEACHER: views.read_by_teacher(example)}
         read = {name: ", ".join(key for key in each if key != "use_cache") for name, each in given.items()}
         finding = f"the student reads {read[STUDENT]}, the teacher {read[TEACHER]}"
         differences = self.run.views[0].differences(self.run.views[1])

@@ -108,6 +108,10 @@ class EnsembleViews(Views):
         """The whole batch: the members take of it what is theirs."""
         return dict(batch)
 
+    def read_by_teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What any member's forward is given."""
+        return {key: value for each in self.members for key, value in each.teacher(batch).items()}
+
 
 def gathered(
     ensemble: AnyTeacher, args: DistillationConfig, objective: Objective | None, task: Task | None

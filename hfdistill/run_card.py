@@ -61,9 +61,7 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
         teacher=teacher,
         teacher_revision=recipe.teacher.revision,
         teacher_training=_teacher_training(recipe),
-        teacher_licence=FROM_SCRATCH
-        if recipe.teacher.model is None
-        else known_licence(recipe.teacher.model, recipe.teacher.revision),
+        teacher_licence=_teacher_licence(recipe),
         terms=term_facts(_objective(recipe, run.problem_type)),
         base_model=started,
         adapter=recipe.student.peft is not None,
@@ -101,6 +99,16 @@ def _teacher_training(recipe: Recipe) -> str | None:
     if recipe.teacher.zero_shot is not None:
         return "asked by the names of the classes, and not trained on the data"
     return None if recipe.teacher.finetune is None else "trained on the labels of the same data first"
+
+
+def _teacher_licence(recipe: Recipe) -> str | None:
+    if recipe.teacher.config is not None:
+        return FROM_SCRATCH
+    members = recipe.teacher.members
+    licences = [known_licence(member.model, member.revision) for member in members]
+    if len(members) == 1:
+        return licences[0]
+    return "; ".join(f"{member.model}: {found or 'unknown'}" for member, found in zip(members, licences, strict=True))
 
 
 def _start(recipe: Recipe) -> str:

@@ -94,6 +94,10 @@ class Views:
         decoders = {key: shared[key] for key in shared if key.startswith("decoder_") or key in self.label_names}
         return self._chosen(decoders | own, self.teacher_names, "teacher")
 
+    def read_by_teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the forward of the teacher, or of any of several, is given of a batch."""
+        return self.teacher(batch)
+
     def _chosen(self, batch: Mapping[str, Any], names: Sequence[str], role: str) -> dict[str, Any]:
         unread = (*self.label_names, *self.beside, RETURN_LOSS)
         keys = [key for key in batch if key not in unread and (not names or key in names)]

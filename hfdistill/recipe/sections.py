@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfdistill.recipe.adapters import adapters_of
+from hfdistill.recipe.ensemble import check_ensemble
 from hfdistill.recipe.generation import check_generation
 from hfdistill.recipe.objective import terms_of
 from hfdistill.recipe.training import training_settings
@@ -45,7 +46,9 @@ class TeacherSection:
     With `finetune` (TrainingArguments' names, over those of `training`) it is first trained on the labels; without, it
     is used as it is. `processor` is a Hub id or folder, by default that of `model`. With `zero_shot` the model is one
     of images and texts that is asked by the names of the classes: `templates` (texts with one {} each) and
-    `class_names` (words for the data's names), both optional.
+    `class_names` (words for the data's names), both optional. With `ensemble` several teachers are used as they are,
+    each with `model`, `revision` and `init_kwargs` of its own; `weights`, `average` (probabilities or logits) and
+    `confidence` are those of EnsembleTeacher, and all are of one processor.
     """
 
     SECTION: ClassVar[str] = "teacher"
@@ -57,9 +60,14 @@ class TeacherSection:
     processor: str | None = None
     finetune: dict[str, Any] | None = None
     zero_shot: dict[str, Any] | None = None
+    ensemble: list[dict[str, Any]] | None = None
+    weights: list[float] | None = None
+    average: Literal["probabilities", "logits"] = "probabilities"
+    confidence: bool = False
 
     def __post_init__(self) -> None:
-        _check_source(self, {"model": self.model, "config": self.config})
+        _check_source(self, {"model": self.model, "config": self.config, "ensemble": self.ensemble})
+        check_ensemble(self)
         if self.zero_shot is not None:
             self._check_zero_shot(self.zero_shot)
         if self.finetune is not None:
@@ -69,6 +77,13 @@ class TeacherSection:
                 "teacher.config: a teacher built from a config knows nothing yet; add teacher.finetune (it "
                 "may be {} to train like the student), or name a trained teacher in teacher.model."
             )
+
+    @property
+    def members(self) -> list[TeacherSection]:
+        """Each of several teachers as a section of its own; a single teacher alone."""
+        if self.ensemble is None:
+            return [self]
+        return [TeacherSection(**{"processor": self.processor, **entry}) for entry in self.ensemble]
 
     def _check_zero_shot(self, settings: Mapping[str, Any]) -> None:
         path = "teacher.zero_shot"

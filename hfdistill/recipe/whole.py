@@ -44,6 +44,11 @@ class Recipe:
                 "student.from_teacher: layers of a zero-shot teacher make no classifier; name student.model or "
                 "student.config."
             )
+        if self.teacher.ensemble is not None and any(each.from_teacher for each in [self.student, *self.links()]):
+            raise RecipeError(
+                "student.from_teacher: there are several teachers (teacher.ensemble), and it does not say of which to "
+                "take layers; name student.model or student.config."
+            )
 
     def links(self) -> list[StudentSection]:
         """The models between teacher and student, in the order in which they learn."""

@@ -16,6 +16,7 @@ from hfdistill._atomic import write_json
 from hfdistill.data import TaskData
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import Recipe, RecipeError
+from hfdistill.recipe.ensemble import OPTIONS
 from hfdistill.stages.settings import CHECKPOINTS, CONTROL, FINETUNED, STUDENT, TEACHER, stage_settings
 
 STAGE_FILE, BEGUN_FILE = "stage.json", "begun.json"
@@ -101,10 +102,15 @@ def _teacher_parts(recipe: Recipe, data: TaskData) -> dict[str, Any]:
     parts: dict[str, Any] = {"teacher": section, "data": _data_parts(data)}
     if section.pop("finetune") is not None:
         parts["teacher.finetune"] = stage_settings(recipe, TEACHER, 0).deciding()
-    made_by = Path(str(recipe.teacher.model)) / STAGE_FILE
-    if recipe.teacher.model is not None and made_by.is_file():
-        # A student of another run: trained anew in the same folder it is another teacher.
-        parts["teacher.run"] = _read(made_by).get("fingerprint")
+    if section["ensemble"] is None:
+        # As it was before there were several: a finished stage of a single teacher still counts.
+        section = {key: value for key, value in section.items() if key not in ("ensemble", *OPTIONS)}
+        parts["teacher"] = section
+    made_by = [Path(str(member.model)) / STAGE_FILE for member in recipe.teacher.members if member.model is not None]
+    runs = [str(_read(file).get("fingerprint")) for file in made_by if file.is_file()]
+    if runs:
+        # Models of other runs: trained anew in the same folder they are other teachers.
+        parts["teacher.run"] = ", ".join(runs)
     return parts
 
 

@@ -26,14 +26,17 @@ from hfdistill.data.processors import loaded_processor
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.loading import load_teacher, why_not_loaded
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
+from hfdistill.recipe.ensemble import set_options
 from hfdistill.recipe.values import unknown_key
+from hfdistill.stages.several import SeveralTeachers
 from hfdistill.students import student_from_teacher
 from hfdistill.students.distillation_token import TWO_HEADED, with_two_heads
 from hfdistill.tasks import TASKS
-from hfdistill.teachers import ZeroShotTeacher
+from hfdistill.teachers import EnsembleTeacher, ZeroShotTeacher
 
 Student: TypeAlias = PreTrainedModel | PeftModel
-Model: TypeAlias = Student | ZeroShotTeacher
+AnyTeacher: TypeAlias = PreTrainedModel | ZeroShotTeacher | SeveralTeachers
+Model: TypeAlias = Student | AnyTeacher
 
 TEACHER_SEED = 42
 """The teacher is trained once, whatever the seeds of the students."""
@@ -72,9 +75,17 @@ def _made_config(settings: Mapping[str, Any], path: str) -> PreTrainedConfig:
     return config
 
 
-def load_teacher_in_use(recipe: Recipe, kind: Kind) -> PreTrainedModel | ZeroShotTeacher:
+def load_teacher_in_use(recipe: Recipe, kind: Kind) -> AnyTeacher:
     """The teacher as the recipe names it, before any fine-tuning, asked by the names of the classes if it says so."""
+    if recipe.teacher.ensemble is not None:
+        members = [load_teacher(str(each.model), each.revision, each.init_kwargs) for each in recipe.teacher.members]
+        return SeveralTeachers(members, recipe.teacher, kind.reader.space)
     return load_original_teacher(recipe, kind) if recipe.teacher.zero_shot is None else _zero_shot(recipe, kind)
+
+
+def as_teaching(teacher: AnyTeacher) -> PreTrainedModel | ZeroShotTeacher | EnsembleTeacher:
+    """What a trainer is given as its teacher: of several the description, which mixes them at each temperature."""
+    return teacher.description if isinstance(teacher, SeveralTeachers) else teacher
 
 
 def load_original_teacher(recipe: Recipe, kind: Kind) -> PreTrainedModel:
@@ -151,8 +162,8 @@ def _student_as_named(recipe: Recipe, kind: Kind, seed: int) -> PreTrainedModel:
         return student
     set_seed(seed)
     if section.config is not None:
-        return _from_config(section, recipe.teacher, kind)
-    return _from_name(section, recipe.teacher, kind)
+        return _from_config(section, recipe.teacher.members[0], kind)
+    return _from_name(section, recipe.teacher.members[0], kind)
 
 
 def load_finished(folder: Path, kind: Kind) -> PreTrainedModel:
@@ -213,6 +224,8 @@ def summary(recipe: Recipe, role: str) -> str:
 
 def _origin(recipe: Recipe, role: str) -> str:
     section: Any = recipe.teacher if role == "teacher" else recipe.student
+    if role == "teacher" and section.ensemble is not None:
+        return f"{', '.join(str(each.model) for each in section.members)} ({set_options(section)})"
     if section.model is not None:
         zero_shot = role == "teacher" and recipe.teacher.zero_shot is not None
         return f"{section.model}, zero-shot" if zero_shot else str(section.model)

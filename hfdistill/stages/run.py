@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import PreTrainedModel
 
 from hfdistill._atomic import write_json, write_text
 from hfdistill.contract import config_class_names
@@ -24,7 +23,7 @@ from hfdistill.data import (
     read_data,
 )
 from hfdistill.measure import speeds
-from hfdistill.recipe import Recipe
+from hfdistill.recipe import Recipe, RecipeError
 from hfdistill.stages import models
 from hfdistill.stages.chain import assistant_runs, claim
 from hfdistill.stages.exam import Exam, Outcome
@@ -35,7 +34,6 @@ from hfdistill.stages.processes import is_main, process_count, wait_for_all
 from hfdistill.stages.progress import Reporter
 from hfdistill.stages.settings import CONTROL, FINETUNED, STUDENT, TEACHER, StageSettings, same_budget, stage_settings
 from hfdistill.stages.training import Lesson, Trained, faults_explained, final_folder, train
-from hfdistill.teachers import ZeroShotTeacher
 from hfdistill.views import forward_inputs
 
 if TYPE_CHECKING:
@@ -89,7 +87,7 @@ class Run:
     tested: bool = True
     trained: Mapping[str, Path] = field(default_factory=dict)
     written: Recipe | None = None
-    _teacher: list[PreTrainedModel | ZeroShotTeacher] = field(default_factory=list)
+    _teacher: list[models.AnyTeacher] = field(default_factory=list)
 
     # ---- what the stages work with -------------------------------------------------------------------------------
 
@@ -98,17 +96,26 @@ class Run:
         """The examples; a teacher that is used as it is names bare numbers."""
         known = None
         if self.recipe.teacher.finetune is None and self.recipe.teacher.zero_shot is None:
-            known = config_class_names(models.named_config(self.recipe.teacher))
+            known = config_class_names(models.named_config(self.recipe.teacher.members[0]))
         return read_data(self.recipe.data, known)
 
     @cached_property
     def views(self) -> tuple[View, View]:
         """How student and teacher see an example."""
-        teacher_config = models.named_config(self.recipe.teacher)
+        first, *others = self.recipe.teacher.members
+        teacher_config = models.named_config(first)
         own = self.recipe.student.from_teacher is None
         student_config = models.named_config(self.recipe.student) if own else teacher_config
         kind, train = self.data.kind, self.data.train.dataset
-        teacher = kind.view(self.recipe.teacher, teacher_config, train)
+        teacher = kind.view(first, teacher_config, train)
+        for place, other in enumerate(others):
+            differences = teacher.differences(kind.view(other, models.named_config(other), train))
+            if differences:
+                raise RecipeError(
+                    f"teacher.ensemble.{place + 1}: {other.model} reads other inputs than {first.model} "
+                    f"({'; '.join(differences)}), and there is one view for all teachers; expected teachers that read "
+                    "the same. If they do, name the processor of all in teacher.processor."
+                )
         return kind.view(self.recipe.student, student_config, train, teacher), teacher
 
     @cached_property
@@ -120,7 +127,7 @@ class Run:
             self.reporter.say(f"  teacher and student each get their own view: {'; '.join(differences)}")
         return prepare(self.data, student, teacher if differences else None, self.reporter.bar)
 
-    def teacher(self) -> PreTrainedModel | ZeroShotTeacher:
+    def teacher(self) -> models.AnyTeacher:
         """The teacher as it teaches: fine-tuned if the recipe asks for it."""
         if not self._teacher:
             finetuned = self.recipe.teacher.finetune is not None
@@ -213,7 +220,7 @@ class Run:
             self.prepared.student_train(),
             self.prepared.evaluation("validation", "both"),
             student.processor,
-            self.teacher(),
+            models.as_teaching(self.teacher()),
             (student if self.prepared.shared else teacher).processor,
             self.recipe.objective.build(),
         )

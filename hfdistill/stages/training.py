@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfdistill.config import DistillationConfig
@@ -23,9 +23,10 @@ from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import TaskLoss
 from hfdistill.metrics import classification_metrics
 from hfdistill.objective import Objective
-from hfdistill.stages.models import Model, Student
+from hfdistill.stages.models import Student
 from hfdistill.stages.processes import is_main, wait_for_all
 from hfdistill.stages.progress import Clock, Reporter
+from hfdistill.teachers import EnsembleTeacher, ZeroShotTeacher
 from hfdistill.trainer import DistillationTrainer
 
 SPARE = 2**20
@@ -40,7 +41,7 @@ class Lesson:
     train: Examples
     validation: Examples
     processor: Any
-    teacher: Model | None = None
+    teacher: PreTrainedModel | ZeroShotTeacher | EnsembleTeacher | None = None
     teacher_processor: Any = None
     objective: Objective | None = None
 
