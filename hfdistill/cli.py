@@ -118,7 +118,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
     from hfdistill.recipe import load_recipe, override_arguments
 
-    recipe = load_recipe(options.recipe, override_arguments(options.changes))
+    recipe = load_recipe(options.recipe, override_arguments(options.changes), options.method)
     if options.command != "run":
         return recipe
     seeds = recipe.seeds
@@ -131,6 +131,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _output(options: argparse.Namespace) -> Path:
     name = Path(options.recipe).stem
+    if options.command == "run" and options.method is not None:
+        name = f"{name}-{Path(options.method).stem}"
     return Path(options.output or Path("runs") / (f"{name}-sweep" if options.command == "sweep" else name))
 
 
@@ -138,12 +140,13 @@ def _recipes(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from hfdistill.recipe.shipped import shipped_recipes
+    from hfdistill.recipe.shipped import shipped_methods, shipped_recipes
 
-    table = Table("recipe", "what it does", box=None, pad_edge=False)
-    for name, description in shipped_recipes().items():
-        table.add_row(name, description)
-    Console().print(table)
+    for what, shipped in (("recipe", shipped_recipes()), ("method", shipped_methods())):
+        table = Table(what, "what it does", box=None, pad_edge=False)
+        for name, description in shipped.items():
+            table.add_row(name, description)
+        Console().print(table, "")
     return OK
 
 

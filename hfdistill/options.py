@@ -8,12 +8,13 @@ from pathlib import Path
 
 from hfdistill._version import __version__
 
-SECTIONS = ("student", "teacher", "data", "objective", "training")
+SECTIONS = ("student", "teacher", "data", "objective", "training", "assistants")
 
 EXAMPLES = """examples:
   hfdistill run digits
   hfdistill run fashion_mnist --seeds 3 --output runs/clothes
   hfdistill run imagefolder --data.dataset=/my/pictures --training.learning_rate=1e-4
+  hfdistill run digits --method dkd
   hfdistill sweep digits --temperature 1,2,4,8 --alpha .5,.9
   accelerate launch --multi_gpu --num_processes 2 -m hfdistill run cifar100
 """
@@ -64,6 +65,7 @@ def command_line() -> argparse.ArgumentParser:
     run.add_argument(
         "recipe", metavar="RECIPE", help="a shipped name (see `hfdistill recipes`) or the path of a YAML file"
     )
+    _add_method(run)
     run.add_argument("--output", metavar="DIR", type=Path, help="folder of the results (default: runs/RECIPE)")
     seeds = run.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", metavar="N", type=_count, help="how many seeds, counted up from the recipe's first")
@@ -73,11 +75,12 @@ def command_line() -> argparse.ArgumentParser:
     )
     run.add_argument("--overwrite", action="store_true", help="do stages anew that other values of the recipe made")
     _add_sweep(add("sweep", "Train a student for each combination of settings, and choose the best.", SWEPT))
-    add("recipes", "List the recipes that come with hfdistill.")
+    add("recipes", "List the recipes and methods that come with hfdistill.")
     report = add("report", "Make the report of a run again.")
     report.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="the output folder of a run")
     doctor = add("doctor", "Check whether a recipe's two models fit together, before a long run.", CHANGES)
     doctor.add_argument("recipe", metavar="RECIPE", help="a shipped name or the path of a YAML file")
+    _add_method(doctor)
     push = add("push", "Push a student with its model card to the Hub.")
     push.add_argument(
         "folder", metavar="FOLDER", type=Path, help="the output folder of a run, or a model's folder in it"
@@ -85,6 +88,12 @@ def command_line() -> argparse.ArgumentParser:
     push.add_argument("repo_id", metavar="REPO_ID", help="where to, such as me/my-student")
     push.add_argument("--private", action="store_true", help="make the repository private if it is new")
     return parser
+
+
+def _add_method(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--method", metavar="METHOD", help="a method (see `hfdistill recipes`), or the path of one, for the objective"
+    )
 
 
 def _add_sweep(sweep: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hfdistill.recipe.shipped import recipe_path
+from hfdistill.recipe.shipped import method_path, recipe_path
 from hfdistill.recipe.values import RecipeError
 from hfdistill.recipe.whole import Recipe, recipe_of
 
@@ -29,19 +29,38 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+METHOD_KEYS = ("objective", "assistants")
+
+
+def load_recipe(
+    name_or_path: str | Path, overrides: Mapping[str, str] | None = None, method: str | Path | None = None
+) -> Recipe:
     """The recipe of a file or of a shipped name, with `overrides` such as {"training.learning_rate": "1e-4"}.
 
+    `method` is a file or a shipped name whose objective, and assistants, take the place of the recipe's.
     Errors: RecipeError naming the file, the key and the nearest key for whatever cannot be run.
     """
     path = recipe_path(name_or_path)
     content = _parsed(path)
+    if method is not None:
+        content = {**content, **_method(method)}
     try:
         for key, text in (overrides or {}).items():
             content = _overridden(content, key, text)
         return recipe_of(content)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _method(name_or_path: str | Path) -> dict[str, Any]:
+    path = method_path(name_or_path)
+    content = _parsed(path)
+    for key in content:
+        if key not in METHOD_KEYS:
+            raise RecipeError(
+                f"{path}: {key} is no part of a method; expected {' and '.join(METHOD_KEYS)}. The rest is the recipe's."
+            )
+    return content
 
 
 def override_arguments(arguments: Sequence[str]) -> dict[str, str]:

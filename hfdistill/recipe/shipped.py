@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hfdistill._resources import recipe_folder
 from hfdistill.errors import nearest
 from hfdistill.recipe.values import RecipeError
+
+METHODS = "methods"
+"""The folder of methods beside the recipes."""
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -14,24 +18,36 @@ def shipped_recipes() -> dict[str, str]:
     return {path.stem: _first_comment(path) for path in sorted(recipe_folder().glob("*.yaml"))}
 
 
+def shipped_methods() -> dict[str, str]:
+    """The same of the methods: what may take the place of a recipe's objective."""
+    return {path.stem: _first_comment(path) for path in sorted((recipe_folder() / METHODS).glob("*.yaml"))}
+
+
 def recipe_path(name_or_path: str | Path) -> Path:
     """The file of a recipe given by path or by shipped name; a file wins over a name.
 
     Errors: RecipeError naming the nearest shipped recipe.
     """
+    return _found(name_or_path, "recipe", recipe_folder(), shipped_recipes())
+
+
+def method_path(name_or_path: str | Path) -> Path:
+    """The file of a method, in the same way."""
+    return _found(name_or_path, "method", recipe_folder() / METHODS, shipped_methods())
+
+
+def _found(name_or_path: str | Path, what: str, folder: Path, known: Mapping[str, str]) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
     if path.is_dir():
-        raise RecipeError(f"{path}: this is a folder; expected a YAML file or the name of a shipped recipe.")
+        raise RecipeError(f"{path}: this is a folder; expected a YAML file or the name of a shipped {what}.")
     if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(f"{path}: there is no such file. `hfdistill recipes` lists the shipped recipes.")
-    shipped = recipe_folder() / f"{name_or_path}.yaml"
-    if shipped.is_file():
-        return shipped
-    known = shipped_recipes()
+        raise RecipeError(f"{path}: there is no such file. `hfdistill recipes` lists the shipped {what}s.")
+    if str(name_or_path) in known:
+        return folder / f"{name_or_path}.yaml"
     raise RecipeError(
-        f"{name_or_path}: there is no such recipe{nearest(str(name_or_path), known)} "
+        f"{name_or_path}: there is no such {what}{nearest(str(name_or_path), known)} "
         f"Shipped: {', '.join(known)}. Or give the path of a YAML file."
     )
 
