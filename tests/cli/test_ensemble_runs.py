@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hfdistill import HfDistillError, cli
+from hfdistill import DistillationTrainer, EnsembleTeacher, HfDistillError, cli
 from hfdistill.data import LabelSpace
 from hfdistill.doctor import diagnose
 from hfdistill.recipe import RecipeError, TeacherSection, load_recipe
 from hfdistill.run_card import run_card_facts
 from hfdistill.run_folder import read_run
-from hfdistill.stages import Reporter, run_recipe
+from hfdistill.stages import Reporter, run_recipe, training
 from hfdistill.stages.several import SeveralTeachers
 from tests import tiny
 from tests.cli.small_run import small_recipe
@@ -53,10 +53,19 @@ def facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "stage.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    taught_by = []
+
+    def recorded(*args: Any, **kwargs: Any) -> DistillationTrainer:
+        taught_by.append(kwargs["teacher_model"])
+        return DistillationTrainer(*args, **kwargs)
+
+    monkeypatch.setattr(training, "DistillationTrainer", recorded)
     file = str(recipe_file(tmp_path, teacher={"confidence": True}))
     (tmp_path / "vit" / "README.md").write_text("---\nlicense: mit\n---\n")
     assert cli.main(["run", file]) == cli.OK
+    control, student = taught_by
+    assert control is None and isinstance(student, EnsembleTeacher) and student.confidence
     output = tmp_path / "runs" / "small"
     teacher = facts(output / "teacher")
     assert teacher["model"].endswith("other (mean of probabilities, 3:1, weighed by confidence)")
@@ -73,8 +82,8 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     given = load_file(output / "teacher" / "predictions.safetensors")["logits"]
     torch.testing.assert_close(given.softmax(-1), p, rtol=1e-4, atol=1e-5)
     assert teacher["parameters"] == 2 * model.num_parameters()
-    student = output / "seed-42" / "student"
-    assert not [key for key in load_file(student / "model.safetensors") if "members" in key]
+    folder = output / "seed-42" / "student"
+    assert not [key for key in load_file(folder / "model.safetensors") if "members" in key]
     assert {"teacher", "student"} <= json.loads((output / "speed.json").read_text())["models"].keys()
     assert "mean of probabilities" in (output / "report.md").read_text()
     run = read_run(output)

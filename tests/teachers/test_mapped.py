@@ -59,7 +59,7 @@ def test_at_least_one_of_several_by_hand() -> None:
     assert any_of(torch.tensor([-torch.inf, -torch.inf])) == -torch.inf
     assert any_of(torch.tensor([1.0, float("nan")])).isnan()
     # On both sides of the place where the formula changes.
-    for exponent in (-16.0, -14.5, -13.8, -13.0):
+    for exponent in (-16.0, -14.5, -13.8, -13.0, -3.0, -1.0):
         exact = torch.tensor([exponent, exponent - 1], dtype=torch.float64)
         expected = (1 - (1 - exact.sigmoid()).prod()).logit()
         torch.testing.assert_close(any_of(exact.float()), expected.float(), rtol=1e-6, atol=1e-6)
