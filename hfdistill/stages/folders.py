@@ -40,7 +40,7 @@ class Stage:
     @property
     def fingerprint(self) -> str:
         """A hash of what determines the stage."""
-        return hashlib.sha256(json.dumps(self.determined_by, sort_keys=True).encode()).hexdigest()[:16]
+        return _hash(self.determined_by)
 
     @property
     def finished(self) -> bool:
@@ -70,6 +70,16 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("determined_by"), dict):
         raise HfDistillError(f"{file} was not written by this version; remove its folder {file.parent} and run again.")
     return content
+
+
+def _hash(determined_by: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(_set(determined_by), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that are switched off: a key that a later version adds makes no other stage of it."""
+    nested = {key: _set(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: value for key, value in nested.items() if value is not None and value is not False and value != []}
 
 
 def planned_stages(recipe: Recipe, data: TaskData, output: Path) -> list[Stage]:
@@ -156,7 +166,7 @@ def outgrown_stages(stages: Sequence[Stage]) -> list[tuple[Stage, list[str]]]:
     outgrown = []
     for stage in stages:
         former = stage.former()
-        if former is not None and former.get("fingerprint") != stage.fingerprint:
+        if former is not None and _hash(former["determined_by"]) != stage.fingerprint:
             outgrown.append((stage, list(_changes(former["determined_by"], stage.determined_by))))
     return outgrown
 
@@ -178,7 +188,7 @@ def remove(stages: Sequence[Stage]) -> None:
 
 
 def _changes(former: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    before, after = dict(_flat(former)), dict(_flat(now))
+    before, after = dict(_flat(_set(former))), dict(_flat(_set(now)))
     for key in dict.fromkeys([*before, *after]):
         if before.get(key) != after.get(key):
             known = (
