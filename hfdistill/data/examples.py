@@ -35,6 +35,8 @@ class Source(Protocol):
 class Examples(Dataset[dict[str, Tensor]]):
     """Rows with labels, or None to predict; `views` maps a prefix of the batch's keys ("" or "teacher_") to a view.
 
+    The changes are those of all views but `unchanged`, the prefixes of those that see each row as it is.
+
     Batches are made whole (`__getitems__`), which spares one Python round a row: a small student would wait for it.
     """
 
@@ -43,6 +45,7 @@ class Examples(Dataset[dict[str, Tensor]]):
     views: Mapping[str, str]
     rows: Tensor
     changes: Changes | None = None
+    unchanged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,7 +59,7 @@ class Examples(Dataset[dict[str, Tensor]]):
         batch = {
             prefix + name: value
             for prefix, view in self.views.items()
-            for name, value in self.source.batch(rows, view, draws).items()
+            for name, value in self.source.batch(rows, view, None if prefix in self.unchanged else draws).items()
             if not prefix or name not in PART_LABELS  # labels of parts are those that the student's view shows
         }
         if self.labels is None:

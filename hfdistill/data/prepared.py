@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,9 @@ from hfdistill.data.examples import STUDENT, TEACHER, Examples, Progress, Source
 from hfdistill.data.images import MEMORY
 from hfdistill.data.kind import SourceRequest, View
 from hfdistill.data.splits import Split, TaskData
+
+BESIDE = "teacher_"
+"""Begins the names of the teacher's inputs in a batch of both."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,11 @@ class PreparedData:
 
     def student_train(self) -> Examples:
         """What the student is distilled on: every row, labelled or not, seen by both."""
-        return self._train(self.data.masked_labels(), self._views())
+        views = self._views()
+        if self.data.section.teacher_sees == "same":
+            return self._train(self.data.masked_labels(), views)
+        views.setdefault(BESIDE, self._own(TEACHER))
+        return replace(self._train(self.data.masked_labels(), views), unchanged=(BESIDE,))
 
     def control_train(self) -> Examples:
         """What a student without a teacher can learn from: the labelled rows."""
@@ -66,7 +73,7 @@ class PreparedData:
         return STUDENT if self.shared else role
 
     def _views(self) -> dict[str, str]:
-        return {"": STUDENT} if self.shared else {"": STUDENT, "teacher_": TEACHER}
+        return {"": STUDENT} if self.shared else {"": STUDENT, BESIDE: TEACHER}
 
 
 def prepare(data: TaskData, student: View, teacher: View | None, bar: Progress) -> PreparedData:

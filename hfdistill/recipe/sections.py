@@ -198,6 +198,7 @@ class DataSection:
     labelled: int | None = None
     unlabelled: Literal["teacher", "drop"] = "teacher"
     teacher_labels: Literal["same", "all"] = "same"
+    teacher_sees: Literal["same", "unchanged"] = "same"
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
 
@@ -230,6 +231,8 @@ class DataSection:
         inputs = [name for name in ("image_column", "audio_column", "text_columns") if getattr(self, name) is not None]
         if len(inputs) > 1:
             raise RecipeError(f"data: {' and '.join(inputs)} came; expected one kind of input. Set the others to null.")
+        if self.teacher_sees == "unchanged" and not self.augment:
+            raise RecipeError("data.teacher_sees: nothing is changed without data.augment; set it to same, or augment.")
         if self.text_columns is not None and self.augment:
             raise RecipeError("data.augment: these change images, and the recipe reads text; set it to [].")
         if self.test_fraction is not None and self.test_split is not None:

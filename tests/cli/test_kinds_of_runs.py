@@ -86,6 +86,18 @@ def test_a_grey_student_of_another_size_learns_from_its_own_view(tmp_path: Path)
     assert settings["size"] == {"height": 8, "width": 8} and len(settings["image_mean"]) == 1
 
 
+def test_a_noisy_student_s_teacher_sees_the_pictures_as_they_are(tmp_path: Path) -> None:
+    seen = []
+    for number, sees in enumerate(("same", "unchanged")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        data = {"augment": ["random_crop"], "teacher_sees": sees}
+        output = run(small_recipe(folder, data=data, objective={"alpha": 0.9}))
+        stage = json.loads((output / "seed-42" / "student" / "stage.json").read_text())
+        seen.append([row["loss/kd"] for row in stage["log_history"] if "loss/kd" in row])
+    assert seen[0] != seen[1]
+
+
 def test_the_student_s_folder_is_all_that_a_pipeline_needs(tmp_path: Path) -> None:
     student = run(small_recipe(tmp_path)) / "seed-42" / "student"
     answer = pipeline("image-classification", str(student))(inputs.pictures(3)[0]["image"])

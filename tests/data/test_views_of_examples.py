@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast, ViTImageProcessor
 from hfdistill import HfDistillError
 from hfdistill.data import images, prepare, read_data, whole_batch
 from hfdistill.data.changes import Changes, Draws
+from hfdistill.data.examples import Examples
 from hfdistill.data.images import DiskImages, ImageView, MemoryImages, image_source
 from hfdistill.data.texts import TextView, text_source
 from hfdistill.recipe import DataSection, RecipeError, StudentSection, TeacherSection
@@ -75,6 +76,18 @@ def test_both_models_see_the_same_change() -> None:
         plain = memory.batch(torch.arange(6), view, None)["pixel_values"]
         changed = memory.batch(torch.arange(6), view, draws)["pixel_values"]
         assert [row for row in range(6) if not torch.equal(plain[row], changed[row])] == flipped.tolist()
+
+
+def test_a_teacher_may_see_each_picture_as_it_is() -> None:
+    memory, _ = both_sources({"student": ImageView(processor(), "RGB")}, "horizontal_flip")
+    rows, changes = torch.arange(6), Changes(("horizontal_flip",))
+    views = {"": "student", "teacher_": "student"}
+    plain = memory.batch(rows, "student", None)["pixel_values"]
+    batch = Examples(memory, None, views, rows, changes, unchanged=("teacher_",)).__getitems__(range(6))
+    assert torch.equal(batch["teacher_pixel_values"], plain)
+    assert not torch.equal(batch["pixel_values"], plain)
+    both = Examples(memory, None, views, rows, changes).__getitems__(range(6))
+    assert torch.equal(both["teacher_pixel_values"], both["pixel_values"])
 
 
 def test_a_change_follows_from_seed_epoch_and_row_alone() -> None:
