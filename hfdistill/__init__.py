@@ -13,6 +13,7 @@ from hfdistill._version import __version__ as __version__
 # Every public name and the module it lives in. A module is imported when one of its names is first used, so that
 # `import hfdistill` and `hfdistill --help` load neither torch nor transformers.
 _MODULES = {
+    "Adversarial": "features",
     "Attentions": "features",
     "Boxes": "boxes",
     "DistillationConfig": "config",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from hfdistill.config import DistillationConfig as DistillationConfig
     from hfdistill.embeddings import Embeddings as Embeddings
     from hfdistill.errors import HfDistillError as HfDistillError
+    from hfdistill.features import Adversarial as Adversarial
     from hfdistill.features import Attentions as Attentions
     from hfdistill.features import HiddenStates as HiddenStates
     from hfdistill.features import Labelled as Labelled

@@ -56,6 +56,10 @@ SOURCES: dict[str, Source] = {
 }
 
 TERM_SOURCES: dict[str, Source] = {
+    "adversarial": Source(
+        "mean cross-entropy of a discriminator between pooled features, its gradient reversed for the student",
+        ("xu2018training", "ganin2015unsupervised"),
+    ),
     "boxes": Source(
         "over pairs of queries, weighed by the teacher's confidence: l1 |b − b'|₁ + giou (1 − GIoU(b, b'))",
         ("carion2020end", "wang2024kddetr"),
@@ -90,6 +94,19 @@ BIBTEX: dict[str, str] = {
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2014},
   note      = {arXiv:1312.6184}
+}""",
+    "ganin2015unsupervised": """@inproceedings{ganin2015unsupervised,
+  title     = {Unsupervised Domain Adaptation by Backpropagation},
+  author    = {Ganin, Yaroslav and Lempitsky, Victor},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2015}
+}""",
+    "xu2018training": """@inproceedings{xu2018training,
+  title     = {Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with Conditional
+               Adversarial Networks},
+  author    = {Xu, Zheng and Hsu, Yen-Chang and Huang, Jiawei},
+  booktitle = {International Conference on Learning Representations, Workshop Track},
+  year      = {2018}
 }""",
     "gu2024minillm": """@inproceedings{gu2024minillm,
   title     = {{MiniLLM}: Knowledge Distillation of Large Language Models},

@@ -46,12 +46,13 @@ NOTHING = Sight()
 
 @dataclass
 class Seen:
-    """What one forward has shown; filled while it runs."""
+    """What one forward has shown; filled while it runs. `beside` is what the teacher has shown of the same batch."""
 
     inputs: Mapping[str, Any]
     outputs: Any = None
     modules: dict[str, torch.Tensor] = field(default_factory=dict)
     projected: dict[str, torch.Tensor] = field(default_factory=dict)
+    beside: Seen | None = None
 
     def layers(self, what: str, part: str | None) -> tuple[torch.Tensor, ...]:
         """Hidden states (the embeddings' output first) or attention maps of a part's layers.

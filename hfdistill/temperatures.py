@@ -15,6 +15,7 @@ from hfdistill.errors import HfDistillError
 from hfdistill.losses import forward_kl
 from hfdistill.losses._checks import widened
 from hfdistill.losses._softmax import kl
+from hfdistill.reversal import with_reversed_gradient
 from hfdistill.schedules import Cosine, Schedule, options_at
 
 TEMPERATURE = "temperature"
@@ -81,9 +82,7 @@ class LearnedTemperature:
 
     def reversed(self, temperature: torch.Tensor, epoch: float) -> torch.Tensor:
         """The same temperature, whose gradient turns round, as strongly as the epochs done say."""
-        strength = Cosine(0.0, 1.0, self.epochs).at(epoch)
-        reversed_gradient: torch.Tensor = _Reversal.apply(temperature, strength)  # type: ignore[no-untyped-call]
-        return reversed_gradient
+        return with_reversed_gradient(temperature, Cosine(0.0, 1.0, self.epochs).at(epoch))
 
 
 class TemperatureModule(nn.Module):
@@ -99,17 +98,6 @@ class TemperatureModule(nn.Module):
     def forward(self) -> torch.Tensor:
         """The temperature, `(1,)`."""
         return self.low + (self.high - self.low) * self.bias.sigmoid()
-
-
-class _Reversal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, strength: float) -> torch.Tensor:
-        ctx.strength = strength
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return -ctx.strength * gradient, None
 
 
 TEMPERATURES: Mapping[str, type[TeacherEntropy] | type[LearnedTemperature]] = {

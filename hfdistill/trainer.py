@@ -237,6 +237,7 @@ class DistillationTrainer(TaughtTrainer):
             # The teacher first: its activations are gone before the student's have to be kept.
             targets = self._targets(inputs)
             with self.features.watching(self.model, self.views.student(inputs)) as seen:
+                seen.beside = None if targets is None else targets.seen
                 outputs = model(**seen.inputs, **self.features.arguments)
         logits = self.task.logits(outputs, inputs)
         features = self.features.step(seen, outputs, targets)

@@ -27,6 +27,7 @@ LAYERS = {
     "_version": BOTTOM,
     "errors": BOTTOM,
     "losses": 0,
+    "reversal": 0,
     "rows": 1,
     "schedules": 1,
     "temperatures": 1,

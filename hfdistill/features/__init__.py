@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hfdistill.features.adversarial import Adversarial
 from hfdistill.features.attentions import Attentions
 from hfdistill.features.regions import Labelled, Span, Window
 from hfdistill.features.relations import Relations
@@ -9,6 +10,7 @@ from hfdistill.features.terms import FeatureTerm, HiddenStates, Module
 from hfdistill.features.watch import FeatureStep, FeatureWatch
 
 __all__ = [
+    "Adversarial",
     "Attentions",
     "FeatureStep",
     "FeatureTerm",

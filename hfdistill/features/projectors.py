@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -38,6 +38,14 @@ class Projector(nn.Module):
         return self.norm(self.linear(features.movedim(1, -1))).movedim(-1, 1)  # type: ignore[no-any-return]
 
 
+class ModulePlan(Protocol):
+    """A module to be made that learns beside the student."""
+
+    def module(self) -> nn.Module:
+        """The module, its weights drawn from torch's generator."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """A projector to be made: widths of student and teacher, and the student's layout."""
@@ -46,6 +54,10 @@ class Plan:
     teacher: int
     channels_first: bool
     norm: bool
+
+    def module(self) -> Projector:
+        """The projector."""
+        return Projector(self.student, self.teacher, channels_first=self.channels_first, norm=self.norm)
 
 
 class Projectors:
@@ -57,14 +69,15 @@ class Projectors:
     """
 
     def __init__(
-        self, plans: Mapping[str, Plan], seed: int, device: torch.device, others: Mapping[str, nn.Module] | None = None
+        self,
+        plans: Mapping[str, ModulePlan],
+        seed: int,
+        device: torch.device,
+        others: Mapping[str, nn.Module] | None = None,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = {
-                name: Projector(plan.student, plan.teacher, channels_first=plan.channels_first, norm=plan.norm)
-                for name, plan in plans.items()
-            }
+            made = {name: plan.module() for name, plan in plans.items()}
         self.modules = nn.ModuleDict({**made, **(others or {})}).to(device)
 
     def __len__(self) -> int:

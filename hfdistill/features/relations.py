@@ -8,7 +8,8 @@ import torch
 
 from hfdistill.errors import HfDistillError
 from hfdistill.features.layers import LAST, Layers
-from hfdistill.features.layout import Features, without_prefix
+from hfdistill.features.layout import Features
+from hfdistill.features.pooling import Pool, pooled_features
 from hfdistill.features.regions import Region
 from hfdistill.features.terms import HiddenStates, Prefix
 from hfdistill.knowledge import Loss
@@ -21,7 +22,6 @@ from hfdistill.losses import (
 )
 from hfdistill.schedules import Weight
 
-Pool = Literal["mean", "first", "last", "none"]
 LEAST_EXAMPLES = {
     relational_distance: 3,
     relational_angle: 3,
@@ -87,31 +87,8 @@ class Relations(HiddenStates):
         return student, teacher
 
     def _compared(self, ours: Features, theirs: Features, tokens: torch.Tensor | None) -> torch.Tensor:
-        pooled = [self._pooled(side) for side in (ours, theirs)]
+        pooled = [pooled_features(side, self.pool) for side in (ours, theirs)]
         return self._checked(self.loss(pooled[0], pooled[1], **self.options), len(ours.values))
-
-    def _pooled(self, features: Features) -> torch.Tensor:
-        if self.pool == "none":
-            values = features.values
-            return (values if features.valid is None else values * features.valid[..., None]).flatten(1)
-        if self.pool == "mean":
-            features = without_prefix(features)
-            if features.valid is None:
-                return features.values.mean(1)
-            weights = features.valid[..., None].to(features.values.dtype)
-            return (features.values * weights).sum(1) / weights.sum(1).clamp(min=1)
-        place = self._end(features)
-        return features.values[torch.arange(len(place), device=place.device), place]
-
-    def _end(self, features: Features) -> torch.Tensor:
-        count = features.positions
-        if features.valid is None:
-            place = 0 if self.pool == "first" else count - 1
-            return torch.full((len(features.values),), place, device=features.values.device)
-        numbers = torch.arange(count, device=features.values.device)
-        if self.pool == "first":
-            return torch.where(features.valid, numbers, count).amin(1).clamp(max=count - 1)
-        return torch.where(features.valid, numbers, -1).amax(1).clamp(min=0)
 
     def _trial_shape(self) -> tuple[int, ...]:
         return (4,)

@@ -12,7 +12,7 @@ from torch import nn
 from hfdistill.errors import HfDistillError
 from hfdistill.features.layers import LAST, Layers, checked_layers, layer_pairs
 from hfdistill.features.layout import Features, features_of, on_one_grid, valid_positions
-from hfdistill.features.projectors import Plan, Projectors
+from hfdistill.features.projectors import ModulePlan, Plan, Projectors
 from hfdistill.features.regions import Region
 from hfdistill.knowledge import Comparison, Loss, StepContext, loss_name
 from hfdistill.losses import LOSSES, attention_transfer, channel_wise_kl, hint
@@ -47,11 +47,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Binding:
-    """What a term has found out about two models."""
+    """What a term has found out about two models; `others` learn beside its projectors."""
 
     sources: tuple[Source, ...]
     widths: tuple[frozenset[int], frozenset[int]]
     plans: Mapping[str, Plan] = field(default_factory=dict)
+    others: Mapping[str, ModulePlan] = field(default_factory=dict)
 
 
 class FeatureTerm(Comparison):

@@ -13,7 +13,7 @@ from torch import nn
 
 from hfdistill.errors import HfDistillError
 from hfdistill.features.layout import config_widths
-from hfdistill.features.projectors import ATTRIBUTE, Plan, Projectors
+from hfdistill.features.projectors import ATTRIBUTE, ModulePlan, Projectors
 from hfdistill.features.terms import Binding, FeatureTerm, Look
 from hfdistill.knowledge import Logits, Term
 from hfdistill.sight import NOTHING, Seen, Sight, watched
@@ -84,8 +84,10 @@ class FeatureWatch:
         seen = _dry(student, self.student_sight, inputs)
         widths = (config_widths(student), self.teacher_widths)
         self.bindings = {term.name: term.bound(self.looks[term.name], seen, teacher, widths) for term in self.terms}
-        plans: dict[str, Plan] = {
-            term.key(name): plan for term in self.terms for name, plan in self.bindings[term.name].plans.items()
+        plans: dict[str, ModulePlan] = {
+            term.key(name): plan
+            for term, binding in zip(self.terms, self.bindings.values(), strict=True)
+            for name, plan in (*binding.plans.items(), *binding.others.items())
         }
         self.projectors = Projectors(plans, seed, _device(student), _named(self.learned))
 

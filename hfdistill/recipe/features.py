@@ -56,6 +56,24 @@ def feature_term(term: str) -> Callable[[Mapping[str, Any], Mapping[str, Any], s
     return made
 
 
+def adversarial_term(options: Mapping[str, Any], weight: Mapping[str, Any], path: str) -> Term:
+    """The term of a discriminator; its distance is its own."""
+    from hfdistill.features import Adversarial
+
+    layers = {key: value for key, value in options.items() if key == "layers"}
+    plain = {key: value for key, value in options.items() if key not in layers}
+    names = [name for name in inspect.signature(Adversarial.__init__).parameters if name not in READ_APART]
+    for key in plain:
+        if key not in names:
+            raise unknown_key(f"{path}.{key}", [*names, "layers", "weight"])
+    try:
+        return Adversarial(**weight, **layers, **bound_to(Adversarial.__init__, plain, path, names))
+    except RecipeError:
+        raise
+    except HfDistillError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
 def _region(given: Any, path: str) -> Any:
     from hfdistill.features import Labelled, Span, Window
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe.changing import without_changing, without_weight
-from hfdistill.recipe.features import feature_term
+from hfdistill.recipe.features import adversarial_term, feature_term
 from hfdistill.recipe.values import RecipeError, bound_to, converted, unknown_key
 
 if TYPE_CHECKING:
@@ -82,5 +82,6 @@ KINDS: dict[str, Callable[[Options, Options, str], Term]] = {
     "attentions": feature_term("attentions"),
     "module": feature_term("module"),
     "relations": feature_term("relations"),
+    "adversarial": adversarial_term,
 }
 """Kinds of terms that a recipe can name."""
