@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from hfdistill.errors import HfDistillError
-from hfdistill.knowledge import StepContext, finite_weight
-from hfdistill.schedules import Weight, checked_weight, described
+from hfdistill.knowledge import StepContext
+from hfdistill.schedules import Weight, checked_weight, described, finite_weight
 from hfdistill.tasks import Pairs, Queries, Task
 from hfdistill.tasks.matching import (
     DICE_WEIGHT,

@@ -328,14 +328,3 @@ def bound_options(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
                 f"Its options: {', '.join(allowed) or 'none'}."
             )
     return dict(options)
-
-
-def finite_weight(weight: float, name: str) -> float:
-    """The weight as a float; raises for what is not a finite number of at least 0."""
-    try:
-        number = float(weight)
-    except (TypeError, ValueError) as error:
-        raise HfDistillError(f"The weight of {name!r} is {weight!r}; expected a number of at least 0.") from error
-    if not 0 <= number < float("inf"):
-        raise HfDistillError(f"The weight of {name!r} is {weight!r}; expected a finite number of at least 0.")
-    return number

@@ -25,46 +25,37 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class _Ramp(Schedule):
+    start: float
+    end: float
+    epochs: float
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def _done(self, epoch: float) -> float:
+        return min(epoch / self.epochs, 1.0)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The first number and the last."""
+        return (self.start, self.end)
+
+
+class Linear(_Ramp):
     """From `start` to `end` in a straight line over `epochs`, then `end`."""
 
-    start: float
-    end: float
-    epochs: float
-
-    def __post_init__(self) -> None:
-        _check(self)
-
     def at(self, epoch: float) -> float:
         """The number after so many epochs."""
-        return self.start + (self.end - self.start) * min(epoch / self.epochs, 1.0)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The first number and the last."""
-        return (self.start, self.end)
+        return self.start + (self.end - self.start) * self._done(epoch)
 
 
-@dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(_Ramp):
     """From `start` to `end` along half a cosine over `epochs`, slow at both ends, then `end`."""
 
-    start: float
-    end: float
-    epochs: float
-
-    def __post_init__(self) -> None:
-        _check(self)
-
     def at(self, epoch: float) -> float:
         """The number after so many epochs."""
-        done = min(epoch / self.epochs, 1.0)
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The first number and the last."""
-        return (self.start, self.end)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * self._done(epoch))) / 2
 
 
 @dataclass(frozen=True)
@@ -126,11 +117,16 @@ def checked_weight(weight: Any, name: str) -> Weight:
         if min(weight.ends) < 0:
             raise HfDistillError(f"The weight of {name!r} is {weight!r}; expected {expected}.")
         return weight
+    return finite_weight(weight, name, expected)
+
+
+def finite_weight(weight: Any, name: str, expected: str = "a finite number of at least 0") -> float:
+    """The weight as a float; raises HfDistillError for what is not a finite number of at least 0."""
     try:
         number = float(weight)
-    except (TypeError, ValueError) as error:
-        raise HfDistillError(f"The weight of {name!r} is {weight!r}; expected {expected}.") from error
-    if not 0 <= number < float("inf"):
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
         raise HfDistillError(f"The weight of {name!r} is {weight!r}; expected {expected}.")
     return number
 
@@ -152,6 +148,6 @@ def options_at(options: Mapping[str, Any], epoch: float) -> dict[str, Any]:
     return {name: value.at(epoch) if isinstance(value, Schedule) else value for name, value in options.items()}
 
 
-def _check(schedule: Linear | Cosine | WarmUp) -> None:
+def _check(schedule: _Ramp | WarmUp) -> None:
     if not (schedule.epochs > 0 and all(map(math.isfinite, (schedule.epochs, *schedule.ends)))):
         raise HfDistillError(f"{schedule!r} came; expected finite numbers, and epochs above 0.")

@@ -30,12 +30,7 @@ from tests.recipes import inputs
 LORA: dict[str, Any] = {"r": 2, "target_modules": ["query", "value"]}
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(cli, "_set_environment", lambda debug: None)
-    monkeypatch.setattr(cli, "_end_on_sigterm", lambda: None)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def recipe_file(folder: Path, peft: dict[str, Any] = LORA, **sections: dict[str, Any]) -> Path:

@@ -14,6 +14,8 @@ from hfdistill.recipe import load_recipe, recipe_of
 from hfdistill.recipe.values import RecipeError
 from tests.cli.small_run import STUDENT, small_recipe
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 WIDER = {**STUDENT, "hidden_sizes": [16]}
 
 

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from hfdistill import cli
@@ -26,12 +25,7 @@ ROOT = Path(__file__).parents[2]
 END_ON_SIGTERM = cli._end_on_sigterm
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(cli, "_set_environment", lambda debug: None)
-    monkeypatch.setattr(cli, "_end_on_sigterm", lambda: None)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def stages(output: Path) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,8 @@ import pytest
 from hfdistill.cli import main
 from tests.cli.small_run import small_recipe
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 
 def older(values: dict[str, Any]) -> dict[str, Any]:
     """As they were before the keys that are off today."""

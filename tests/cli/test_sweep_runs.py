@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import yaml
 from rich.console import Console
@@ -35,12 +34,7 @@ SHORT = {"max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 0.01
 TERMS = [{"task": {"weight": 0.5}}, {"logits": {"weight": 0.5, "temperature": 2}}, {"hidden_states": {}}]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(cli, "_set_environment", lambda debug: None)
-    monkeypatch.setattr(cli, "_end_on_sigterm", lambda: None)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def swept(folder: str) -> dict[str, Any]:

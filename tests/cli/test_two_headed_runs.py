@@ -31,12 +31,7 @@ TOKEN = {"config": None, "distillation_token": True}
 DEIT = {"model_type": "deit", **tiny._vision_transformer(1)}
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(cli, "_set_environment", lambda debug: None)
-    monkeypatch.setattr(cli, "_end_on_sigterm", lambda: None)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def test_a_whole_run(tmp_path: Path) -> None:

@@ -26,12 +26,7 @@ WORDS = {"class_0": "red car", "class_1": "green", "class_2": "sports car"}
 TEMPLATES = ["a photo of a {}.", "a bad picture of {}"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(cli, "_set_environment", lambda debug: None)
-    monkeypatch.setattr(cli, "_end_on_sigterm", lambda: None)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def teacher_folder(folder: Path, kind: str = "clip") -> str:

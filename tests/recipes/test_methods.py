@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hfdistill import DistillationTrainer
-from hfdistill.cli import main
 from hfdistill.recipe import RecipeError, load_recipe
 from hfdistill.recipe.shipped import shipped_methods
+from hfdistill.stages import Reporter, run_recipe
 from tests import by_sgd
 from tests.cli.small_run import small_recipe
 from tests.trainer.trajectory import examples, models
@@ -74,6 +74,6 @@ def test_a_method_trains_a_student(name: str, tmp_path: Path) -> None:
 
 
 def test_a_run_takes_a_method(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert main(["run", str(small_recipe(tmp_path)), "--method", "dist", f"--output={out}", "--no-control"]) == 0
-    assert "dist" in (out / "recipe.yaml").read_text()
+    recipe = load_recipe(small_recipe(tmp_path), {"control": "false"}, "dist")
+    run_recipe(recipe, tmp_path / "out", Reporter(silent=True))
+    assert "loss: dist" in (tmp_path / "out" / "recipe.yaml").read_text()
