@@ -22,6 +22,7 @@ from hfdistill.data import (
     prepare,
     read_data,
 )
+from hfdistill.data.columns import IMAGE
 from hfdistill.measure import speeds
 from hfdistill.recipe import Recipe, RecipeError
 from hfdistill.stages import models
@@ -157,6 +158,12 @@ class Run:
         check_output(self.output)
         for stage in (TEACHER, CONTROL, STUDENT, FINETUNED):
             stage_settings(self.recipe, stage, self.recipe.seeds[0]).config(self.output)
+        objective = self.recipe.objective
+        if (objective.mixup or objective.cutmix) and (self.data.kind.name != IMAGE or not self.data.space.whole):
+            raise RecipeError(
+                f"objective.mixup, objective.cutmix: they mix whole pictures, and the data are {self.data.kind.name}; "
+                "leave them out."
+            )
         for notice in self.data.notices:
             self.reporter.say(f"Note: {notice}.")
         stages = planned_stages(self.recipe, self.data, self.output)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from hfdistill import HfDistillError
 from hfdistill.doctor import diagnose
-from hfdistill.recipe import load_recipe
+from hfdistill.recipe import RecipeError, load_recipe
 from hfdistill.stages import Reporter, run_recipe
 from tests.recipes import inputs
 
@@ -183,3 +183,10 @@ def test_the_doctor_looks_at_language_models_and_taggers(tmp_path: Path) -> None
         expected = "32 tokens in the student's head" if task == "masked_lm" else "3 classes"
         assert expected in found["classes"].finding
         assert "loss" in found["teacher's knowledge"].finding
+
+
+def test_texts_are_not_mixed(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny_lm", {"objective.mixup": "0.8", "training.use_cpu": "true"})
+    with pytest.raises(RecipeError, match="mix whole pictures"):
+        run_recipe(recipe, tmp_path / "out", Reporter(silent=True))
+    assert not (tmp_path / "out" / "teacher").exists()
