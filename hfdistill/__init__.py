@@ -30,6 +30,7 @@ _MODULES = {
     "Module": "features",
     "Objective": "objective",
     "OwnBase": "teachers",
+    "Peer": "teachers",
     "Relations": "features",
     "Span": "features",
     "TaskLoss": "knowledge",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from hfdistill.teachers import EnsembleTeacher as EnsembleTeacher
     from hfdistill.teachers import MappedTeacher as MappedTeacher
     from hfdistill.teachers import OwnBase as OwnBase
+    from hfdistill.teachers import Peer as Peer
     from hfdistill.teachers import ZeroShotTeacher as ZeroShotTeacher
     from hfdistill.trainer import DistillationTrainer as DistillationTrainer
 else:

@@ -18,9 +18,9 @@ from hfdistill.first_look import same_random_numbers
 from hfdistill.objective import Objective
 from hfdistill.schedules import is_used
 from hfdistill.tasks import ImageTextPairs, Task
-from hfdistill.teachers import EmaTeacher, EnsembleTeacher, MappedTeacher, OwnBase, ZeroShotTeacher
+from hfdistill.teachers import EmaTeacher, EnsembleTeacher, MappedTeacher, OwnBase, Peer, ZeroShotTeacher
 
-AnyTeacher = nn.Module | EmaTeacher | EnsembleTeacher | MappedTeacher | OwnBase | str | None
+AnyTeacher = nn.Module | EmaTeacher | EnsembleTeacher | MappedTeacher | OwnBase | Peer | str | None
 
 
 def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
@@ -68,14 +68,20 @@ def teacher_module(
     args: DistillationConfig,
     objective: Objective | None,
     task: Task | None,
+    student: nn.Module | str | None = None,
 ) -> tuple[nn.Module | None, str | None]:
-    """The teacher as a module of its own, if it is one, and the name that it was loaded by, where it has one."""
+    """The teacher as a module of its own, if it is one, and the name that it was loaded by, where it has one.
+
+    A peer that comes by name gets the kind of head of the `student`, where that is there already.
+    """
     if isinstance(teacher, MappedTeacher):
         teacher = teacher.model
     if isinstance(teacher, OwnBase | EmaTeacher | EnsembleTeacher) or (
         objective is not None and not objective.needs_teacher
     ):
         return None, None
+    if isinstance(teacher, Peer):
+        teacher = teacher.model if isinstance(teacher.model, nn.Module) else _loaded_peer(teacher.model, args, student)
     if teacher is None:
         teacher = args.teacher_model_name_or_path
     if isinstance(teacher, PreTrainedModel):
@@ -83,6 +89,13 @@ def teacher_module(
     if not isinstance(teacher, str):
         return teacher, teacher.name if isinstance(teacher, ZeroShotTeacher) else None
     return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs, task), teacher
+
+
+def _loaded_peer(name: str, args: DistillationConfig, student: nn.Module | str | None) -> PreTrainedModel:
+    options = loading.as_dict(args.teacher_model_init_kwargs)
+    if args.teacher_model_revision is not None:
+        options["revision"] = args.teacher_model_revision
+    return loading.load_student(name, student if isinstance(student, nn.Module) else None, options)
 
 
 def student_settings(teacher: AnyTeacher, init_kwargs: Mapping[str, Any] | str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from hfdistill.adapters import check_checkpoint
 from hfdistill.balance import GradientBalance
 from hfdistill.card import CardFacts, extend_card, known_licence, term_facts
 from hfdistill.config import DistillationConfig
+from hfdistill.errors import HfDistillError
 from hfdistill.faults import FaultWatch
 from hfdistill.features import FeatureWatch
-from hfdistill.features.projectors import without_projectors
+from hfdistill.features.projectors import ATTACHED, without_projectors
 from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
-from hfdistill.teachers import AverageTeacher, Teacher
+from hfdistill.teachers import AverageTeacher, PeerTeacher, Teacher
 
 logger = logging.getLogger(__name__)
+
+BESIDE = "a second student, which learnt from this one in turn: deep mutual learning, arXiv 1706.00384"
 
 
 class SavingTrainer(Trainer):
@@ -58,7 +62,10 @@ class SavingTrainer(Trainer):
             self.features.load(Path(checkpoint))
             for companion in self._companions():
                 companion.load(Path(checkpoint))
-        with self.features.projectors.attached(self.model):
+        with ExitStack() as stack:
+            stack.enter_context(self.features.projectors.attached(self.model))
+            if isinstance(self.teacher, PeerTeacher):
+                stack.enter_context(self.teacher.attached(self.model))
             return super()._inner_training_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -67,13 +74,29 @@ class SavingTrainer(Trainer):
                 companion.save(Path(output_dir or str(self.args.output_dir)))
         if self.features.attached(self.model) and self.args.should_save:
             self.features.projectors.save(Path(output_dir or str(self.args.output_dir)), state_dict)
+        if ATTACHED & set(self.model._modules) and self.args.should_save:
             state_dict = without_projectors(self.model.state_dict() if state_dict is None else state_dict)
         super()._save(output_dir, state_dict)
 
-    def _companions(self) -> list[GradientBalance | AverageTeacher]:
+    def save_peer(self, output_dir: str) -> None:
+        """Write the peer that has learnt beside the student, as `save_model` writes the student.
+
+        Errors: HfDistillError where `teacher_model` was no Peer, and for a peer that is no Transformers model.
+        """
+        peer = self.teacher.model if isinstance(self.teacher, PeerTeacher) else None
+        if not isinstance(peer, (PreTrainedModel, PeftModel)):
+            raise HfDistillError(
+                f"save_peer() came, and the peer is {'missing' if peer is None else type(peer).__name__}; expected a "
+                "Transformers model in teacher_model=Peer(...). Any other module is trainer.teacher.model, to be saved "
+                "as you like."
+            )
+        if self.args.should_save:
+            peer.save_pretrained(output_dir)
+
+    def _companions(self) -> list[GradientBalance | AverageTeacher | PeerTeacher]:
         """What of this training lies in a checkpoint beside the student and its projectors."""
-        average = [self.teacher] if isinstance(self.teacher, AverageTeacher) else []
-        return [*([self.balance] if self.balance.terms else []), *average]
+        teacher = [self.teacher] if isinstance(self.teacher, (AverageTeacher, PeerTeacher)) else []
+        return [*([self.balance] if self.balance.terms else []), *teacher]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.faults.check()
@@ -91,6 +114,8 @@ class SavingTrainer(Trainer):
         best = self.state.best_model_checkpoint
         if best is not None:
             self.features.load(Path(best))
+            if isinstance(self.teacher, PeerTeacher):
+                self.teacher.load(Path(best))
         if isinstance(self.model, PreTrainedModel) and best is not None and self._is_whole(best):
             logger.info("Loading the best student from %s (score %s).", best, self.state.best_metric)
             restore(self.model, best)
@@ -108,6 +133,7 @@ class SavingTrainer(Trainer):
             name=Path(self.args.output_dir or ".").resolve().name,
             teacher=self.teacher_name,
             teacher_revision=self.args.teacher_model_revision,
+            teacher_training=BESIDE if isinstance(self.teacher, PeerTeacher) else None,
             teacher_licence=known_licence(self.teacher_name, self.args.teacher_model_revision),
             terms=term_facts(self.distillation_objective),
             base_model=self._start(),

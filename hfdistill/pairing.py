@@ -45,15 +45,18 @@ def paired(
     processing_classes: Sequence[Any],
     device: torch.device,
     mapping: MappedTeacher | None = None,
+    learning: bool = False,
 ) -> Pairing:
     """Check two models against each other and say how the teacher is read.
 
     `row` is the task as the table has it, `task` the same bound to the student; `processing_classes` are the student's
-    and the teacher's; `mapping` is what the teacher came as, where its classes are mapped. Errors: HfDistillError, each
-    with its remedy, for models that do not fit together.
+    and the teacher's; `mapping` is what the teacher came as, where its classes are mapped; a teacher that is `learning`
+    beside the student need not be trained. Errors: HfDistillError, each with its remedy, for models that do not fit
+    together.
     """
     contract.check_distinct(student, teacher)
-    contract.check_trained(teacher, unread=task.unread)
+    if not learning:
+        contract.check_trained(teacher, unread=task.unread)
     contract.check_same_problem(student, teacher)
     objective.check_models(contract.bare(student), contract.bare(teacher), task)
     mapped = None

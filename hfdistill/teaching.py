@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +15,8 @@ from hfdistill.arguments import AnyTeacher, processing_class_of
 from hfdistill.checkpoints import SavingTrainer
 from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
-from hfdistill.pairing import paired, view_differences
+from hfdistill.mutual import check_peers, check_trainable_together
+from hfdistill.pairing import Pairing, paired, view_differences
 from hfdistill.tasks import Task
 from hfdistill.teachers import (
     AverageTeacher,
@@ -24,6 +25,8 @@ from hfdistill.teachers import (
     MappedTeacher,
     OwnBase,
     OwnBaseTeacher,
+    Peer,
+    PeerTeacher,
     Teacher,
 )
 from hfdistill.views import TEACHER_PREFIX, RawCollator, Views
@@ -38,6 +41,7 @@ class TaughtTrainer(SavingTrainer):
     task: Task
     tokens: VocabularyAlignment
     views: Views
+    model_init: Callable[..., nn.Module] | None  # type: ignore[assignment]
     _reads_raw_columns: bool
 
     def _bind_several(self, several: Gathered, row: Task, given: Any, example: Mapping[str, Any]) -> Any:
@@ -60,14 +64,21 @@ class TaughtTrainer(SavingTrainer):
             processing_class = processing_class_of(teacher, self.teacher_name, self.processing_class, revision)
         own = self._of_its_own(given) if self.distillation_objective.needs_teacher else None
         mapping = given if isinstance(given, MappedTeacher) else None
-        self.teacher = own or self._teacher(teacher, row, processing_class, mapping)
+        self.teacher = own or self._teacher(teacher, row, processing_class, mapping, isinstance(given, Peer))
         self.views = Views(self.model, self.model if own else teacher, self.label_names, self.task)
         self.views.translate = self.tokens.translation(self.task)
         return processing_class
 
     def _teacher(
-        self, teacher: nn.Module | None, row: Task, processing_class: Any, mapping: MappedTeacher | None
+        self,
+        teacher: nn.Module | None,
+        row: Task,
+        processing_class: Any,
+        mapping: MappedTeacher | None,
+        learning: bool,
     ) -> Teacher | None:
+        if learning and not self.distillation_objective.needs_teacher:
+            return None
         if teacher is None:
             if self.distillation_objective.needs_teacher:
                 raise HfDistillError(
@@ -85,12 +96,38 @@ class TaughtTrainer(SavingTrainer):
             processing_classes,
             self.args.device,
             mapping,
+            learning,
         )
         self.task, self.tokens = pairing.task, pairing.tokens
+        if learning:
+            return self._peer(teacher, pairing)
         prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         return LiveTeacher(
             prepared, pairing.columns, pairing.read, (*self.distillation_objective.fields, *self.task.fields)
         )
+
+    def _peer(self, peer: nn.Module, pairing: Pairing) -> PeerTeacher:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+            raise HfDistillError(
+                "A Peer came with FSDP, DeepSpeed or DataParallel, which take the student apart; expected one device, "
+                "or several processes with DistributedDataParallel (torchrun, accelerate launch)."
+            )
+        if self.model_init is not None:
+            raise HfDistillError(
+                "A Peer came with model_init, which makes the student anew for each training and not the peer; "
+                "expected model=, and a trainer of its own for each trial of a search."
+            )
+        if pairing.tokens.columns is not None:
+            raise HfDistillError(
+                "The student and its peer have heads of different vocabularies; expected one tokenizer and heads of "
+                "one size, as both learn from the same tokens."
+            )
+        check_peers(self.model, peer, self.task, self.distillation_objective)
+        groups = None if self.optimizer is None else self.optimizer.param_groups
+        optimized = None if groups is None else [each for group in groups for each in group["params"]]
+        check_trainable_together(self.model, peer, optimized, self.accelerator.num_processes)
+        run = self.accelerator.prepare_model(peer, evaluation_mode=True)
+        return PeerTeacher(peer, run, pairing.read, pairing.columns)
 
     def _of_its_own(self, given: AnyTeacher) -> Teacher | None:
         """A teacher that is made of the student, where one was asked for."""

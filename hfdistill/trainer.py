@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -36,6 +37,7 @@ from hfdistill.features import FeatureWatch
 from hfdistill.first_look import check_first_batch, first_batch
 from hfdistill.knowledge import StepContext
 from hfdistill.mixing import MixingCollator, mixing_of
+from hfdistill.mutual import turned
 from hfdistill.objective import Objective, weight_at
 from hfdistill.pairing import with_heads
 from hfdistill.parts import PartSums
@@ -43,7 +45,7 @@ from hfdistill.rows import RowCounts
 from hfdistill.sight import unwrapped
 from hfdistill.tasks import Queries, Task, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
-from hfdistill.teachers import LiveTeacher, OwnBaseTeacher, Targets
+from hfdistill.teachers import LiveTeacher, OwnBaseTeacher, PeerTeacher, Targets
 from hfdistill.teaching import TaughtTrainer
 from hfdistill.views import RETURN_LOSS, as_mapping, fields_of, model_loss
 
@@ -59,7 +61,7 @@ class DistillationTrainer(TaughtTrainer):
     its own view of each raw example. `task` is a row of `hfdistill.tasks.TASKS`, its name, or a row of your own; by
     default the model's class tells it. `peft_config` (LoRA, ...) wraps the student: adapters alone learn and are saved,
     and `teacher_model=OwnBase()` takes the student without them as its teacher; `EnsembleTeacher` is several teachers,
-    `MappedTeacher` one of other classes. All other arguments are Trainer's own.
+    `MappedTeacher` one of other classes, `Peer` a second student. All other arguments are Trainer's own.
 
     The update depends on the global batch only, not on how micro-batches and processes cut it. Rows labelled -100
     (class indices) or NaN (floats) learn from the teacher alone. Logs carry each unweighted part as `loss/<term>`,
@@ -87,7 +89,8 @@ class DistillationTrainer(TaughtTrainer):
         args = checked_args(args, trainer_kwargs)
         given = named_task(task) if task is not None else None
         several = gathered(teacher_model, args, objective, given)
-        teacher, self.teacher_name = several.first if several else teacher_module(teacher_model, args, objective, given)
+        one = several.first if several else teacher_module(teacher_model, args, objective, given, model)
+        teacher, self.teacher_name = one
         if isinstance(model, str):
             model = loading.load_student(model, teacher, student_settings(teacher_model, args.model_init_kwargs), given)
         self._peft_config = peft_config
@@ -136,6 +139,7 @@ class DistillationTrainer(TaughtTrainer):
         needs_labels = [term.needs_labels for term in objective.active]
         self.train_parts = PartSums(names, needs_labels, self.args.device)
         self.eval_parts = PartSums(names, needs_labels, self.args.device)
+        self.peer_parts = PartSums(names, needs_labels, self.args.device)
 
     def _bind_features(self) -> None:
         """Find out by one forward of each model what the terms compare, and make their projectors."""
@@ -203,7 +207,8 @@ class DistillationTrainer(TaughtTrainer):
             # Not the distributed wrapper, which waits for a backward of its own after each forward.
             of_batch = partial(self._parts, counts=counts)
             self.balance.add(gradient_lengths(self.model, batches, of_batch, self.accelerator))
-        self.train_parts.begin_step(counts, self.accelerator.num_processes)
+        for parts in (self.train_parts, self.peer_parts):
+            parts.begin_step(counts, self.accelerator.num_processes)
         return batches, counts
 
     def _parts(self, batch: Any, counts: RowCounts) -> dict[str, torch.Tensor]:
@@ -235,10 +240,14 @@ class DistillationTrainer(TaughtTrainer):
         """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
         with lookups_explained(inputs):
             # The teacher first: its activations are gone before the student's have to be kept.
-            targets = self._targets(inputs)
-            with self.features.watching(self.model, self.views.student(inputs)) as seen:
+            peer = self.teacher if isinstance(self.teacher, PeerTeacher) and model.training else None
+            targets = None if peer else self._targets(inputs)
+            # Except for a peer, which learns too, and runs inside the student's forward.
+            beside = peer.beside(self.model, self.views.teacher(inputs)) if peer else nullcontext()
+            with self.features.watching(self.model, self.views.student(inputs)) as seen, beside as forward:
                 seen.beside = None if targets is None else targets.seen
                 outputs = model(**seen.inputs, **self.features.arguments)
+            targets = targets if forward is None else forward.targets()
         logits = self.task.logits(outputs, inputs)
         features = self.features.step(seen, outputs, targets)
         context = StepContext(
@@ -264,6 +273,11 @@ class DistillationTrainer(TaughtTrainer):
     def _training_total(self, context: StepContext, counts: RowCounts) -> torch.Tensor:
         total, parts = self.distillation_objective(self._smoothed(context), counts)
         self.train_parts.add(parts)
+        of_peer = turned(context)
+        if of_peer is not None:
+            other, parts = self.distillation_objective(self._smoothed(of_peer), counts)
+            self.peer_parts.add(parts)
+            total = total + other
         # DDP, FSDP and DeepSpeed average gradients over ranks, and the counts are global already.
         processes: int = self.accelerator.num_processes
         return total * processes if processes > 1 else total
@@ -293,6 +307,8 @@ class DistillationTrainer(TaughtTrainer):
         if "loss" in logs:
             self.faults.check()
             logs.update(self.train_parts.means(self.accelerator, prefix=""))
+            if isinstance(self.teacher, PeerTeacher):
+                logs.update(self.peer_parts.means(self.accelerator, prefix="peer/"))
             logs.update(self._changing_weights())
             logs.update(self.features.learned_temperatures())
         super().log(logs, *args, **kwargs)

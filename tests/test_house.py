@@ -52,6 +52,7 @@ LAYERS = {
     "first_look": 3,
     "loading": 3,
     "mixing": 3,
+    "mutual": 3,
     "pairing": 3,
     "parts": 3,
     "teaching": 3,

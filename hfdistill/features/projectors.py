@@ -17,8 +17,11 @@ from torch import nn
 
 from hfdistill._atomic import write_tensors
 from hfdistill.errors import HfDistillError
+from hfdistill.teachers.peer import ATTRIBUTE as PEER
 
 ATTRIBUTE = "distillation_projectors"
+ATTACHED = {ATTRIBUTE, PEER}
+"""The names of whatever hangs on a student while a training runs."""
 FOLDER, FILE = "distillation", "projectors.safetensors"
 
 
@@ -134,4 +137,4 @@ class Projectors:
 
 def without_projectors(state: Mapping[str, Any]) -> dict[str, Any]:
     """A student's state without what was attached to it."""
-    return {name: value for name, value in state.items() if ATTRIBUTE not in name.split(".")}
+    return {name: value for name, value in state.items() if not ATTACHED & set(name.split("."))}

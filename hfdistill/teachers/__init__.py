@@ -7,6 +7,7 @@ from hfdistill.teachers.live import LiveTeacher
 from hfdistill.teachers.mapped import MappedLogits, MappedTeacher
 from hfdistill.teachers.moving_average import AverageTeacher, EmaTeacher
 from hfdistill.teachers.own_base import OwnBase, OwnBaseTeacher
+from hfdistill.teachers.peer import Peer, PeerForward, PeerTeacher
 from hfdistill.teachers.targets import Targets, Teacher
 from hfdistill.teachers.zero_shot import ZeroShotTeacher
 
@@ -21,6 +22,9 @@ __all__ = [
     "MappedTeacher",
     "OwnBase",
     "OwnBaseTeacher",
+    "Peer",
+    "PeerForward",
+    "PeerTeacher",
     "Targets",
     "Teacher",
     "ZeroShotTeacher",

@@ -27,13 +27,15 @@ class Targets:
 
     `fields` are the further outputs that the objective's terms have asked for, by name; `seen` is what it has shown of
     its insides. Of several teachers `logits` are those together, at temperature 1; `said` is what each has given, and
-    `mixture` what their probabilities are at other temperatures.
+    `mixture` what their probabilities are at other temperatures. `learning` are the logits with their gradient, where
+    the teacher learns too.
     """
 
     logits: torch.Tensor
     fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
     seen: Seen | None = None
     mixture: Mixture | None = None
+    learning: torch.Tensor | None = None
     said: tuple[Said, ...] = ()
 
     def at(self, temperature: float | torch.Tensor, brought: Brought = unchanged) -> torch.Tensor:
