@@ -133,6 +133,7 @@ class DistillationTrainer(TaughtTrainer):
         objective.check(contract.class_count(self.model, self.task), self.task)
         check_batch_size(self.args, objective, self.task, self.train_dataset)
         self.distillation_objective = objective
+        self.mixing = mixing_of(self.args, self.task, self.label_names, objective)
         self.features = FeatureWatch.of(objective.active, self.args.device)
         self.balance = GradientBalance.of(objective.active, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         names = [term.name for term in objective.active]
@@ -180,11 +181,10 @@ class DistillationTrainer(TaughtTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Trainer's, whose pictures are mixed where `mixup` or `cutmix` ask for it."""
-        plain = self.data_collator
-        mixing = mixing_of(self.args, self.task, self.label_names, self.distillation_objective)
-        if mixing is None:
+        if self.mixing is None:
             return super().get_train_dataloader()
-        self.data_collator = MixingCollator(plain, mixing)
+        plain = self.data_collator
+        self.data_collator = MixingCollator(plain, self.mixing)
         try:
             return super().get_train_dataloader()
         finally:

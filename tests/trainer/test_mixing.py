@@ -127,7 +127,7 @@ def test_values_outside_their_domain_are_refused(values: dict[str, float], tmp_p
 
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HfDistillError, match="leave no labels"):
-        trainer_of(tmp_path, Objective([TaskLoss(), Logits("decoupled_kl")]), mixup=1.0).train()
+        trainer_of(tmp_path, Objective([TaskLoss(), Logits("decoupled_kl")]), mixup=1.0)
     with pytest.raises(HfDistillError, match="expected pictures"):
         mixing(mixup=1.0)({"input_ids": torch.zeros(2, 3, dtype=torch.long)})
 
