@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from hfdistill import Adversarial, HfDistillError, Logits, Objective, TaskLoss
-from hfdistill.features.adversarial import adversarial
+from hfdistill.features.adversarial import OneOf, adversarial
 from hfdistill.recipe.objective import terms_of
 from hfdistill.recipe.values import RecipeError
 from hfdistill.reversal import with_reversed_gradient
+from tests import tiny
 from tests.features.runs import trained
-from tests.trainer.trajectory import assert_same
+from tests.trainer.trajectory import assert_same, examples
 
 
 def objective(**options: Any) -> Objective:
@@ -99,11 +100,32 @@ def test_it_is_resumed_exactly_and_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "final" / "distillation").exists()
 
 
-def test_pooling_is_a_choice(tmp_path: Path) -> None:
-    first, mean = (
-        trained("bert", tmp_path, Objective([Adversarial(pool=pool)]), max_steps=1)[1] for pool in ("first", "mean")
-    )
-    assert first["step 1 loss/adversarial"] != mean["step 1 loss/adversarial"]
+@pytest.mark.parametrize("pool", ["first", "mean", "last"])
+def test_what_is_judged_is_one_vector_an_example(pool: OneOf, tmp_path: Path) -> None:
+    """By hand, from the hidden states of valid tokens and the discriminator's own weights."""
+    student, teacher = (tiny.model("bert", layers=layers, num_labels=3, seed=layers) for layers in (1, 2))
+    rows = examples("bert", "single_label_classification", unlabelled=False)[:8]
+    batch = {key: torch.stack([row[key] for row in rows]) for key in ("input_ids", "attention_mask")}
+    vectors = []
+    for model in (student, teacher):
+        with torch.no_grad():
+            states = model(**batch, output_hidden_states=True).hidden_states[-1]
+        valid = [state[mask.bool()] for state, mask in zip(states, batch["attention_mask"], strict=True)]
+        ends = {"first": lambda each: each[0], "last": lambda each: each[-1], "mean": lambda each: each.mean(0)}
+        pooled = torch.stack([ends[pool](each) for each in valid])
+        vectors.append(
+            (pooled - pooled.mean(1, keepdim=True)) / (pooled.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        )
+    still: dict[str, Any] = {"max_steps": 1, "learning_rate": 0.0}
+    terms = Objective([Adversarial(pool=pool, hidden=4)])
+    _, seen = trained("bert", tmp_path, terms, pair=(student, teacher), rows=rows, **still)
+    weights = {name.rpartition("discriminator.")[2]: value for name, value in discriminator(seen).items()}
+    inner = [each @ weights["inner.weight"].mT + weights["inner.bias"] for each in vectors]
+    logits = [
+        torch.where(each > 0, each, 0.2 * each) @ weights["outer.weight"].mT + weights["outer.bias"] for each in inner
+    ]
+    expected = -((1 - logits[0].sigmoid()).log() + logits[1].sigmoid().log()).mean() / 2
+    torch.testing.assert_close(seen["step 1 loss/adversarial"].float(), expected, rtol=1e-4, atol=0)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

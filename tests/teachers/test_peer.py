@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,19 @@ from tests.trainer.trajectory import assert_same, examples
 ROOT = Path(__file__).parents[2]
 
 
-def test_one_step_is_the_sum_of_both_objectives(tmp_path: Path) -> None:
-    """By hand: each model's cross-entropy and its divergence from the other, which stands still for it."""
+def squared(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """A loss that would let a gradient through to the teacher."""
+    return (student - teacher).square().mean(1)
+
+
+def softened(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The default loss."""
+    return forward_kl(student, teacher, temperature=3.0)
+
+
+@pytest.mark.parametrize("loss", [squared, softened])
+def test_one_step_is_the_sum_of_both_objectives(loss: Callable[..., torch.Tensor], tmp_path: Path) -> None:
+    """By hand: each model's cross-entropy and its distance from the other, which stands still for it."""
     student, peer = make("bert")
     rows = examples("bert", "single_label_classification", unlabelled=False)[:8]
     batch = batch_of(rows)
@@ -35,13 +47,15 @@ def test_one_step_is_the_sum_of_both_objectives(tmp_path: Path) -> None:
     logits = {"": student(**batch).logits, "peer/": peer(**batch).logits}
     for prefix, own, other, model in (("", "", "peer/", student), ("peer/", "peer/", "", peer)):
         task = nn.functional.cross_entropy(logits[own], labels)
-        kd = forward_kl(logits[own], logits[other].detach(), temperature=3.0).mean()
+        kd = loss(logits[own], logits[other].detach()).mean()
         total = 0.4 * task + 0.6 * kd
         parts |= {f"{prefix}loss/task": task.item(), f"{prefix}loss/kd": kd.item()}
         parts["loss"] += total.item()
         gradients[prefix] = torch.autograd.grad(total, model.classifier.weight)[0]
     start = {"": student.classifier.weight.detach().clone(), "peer/": peer.classifier.weight.detach().clone()}
-    trainer = trained("bert", tmp_path, pair=(student, peer), rows=rows, max_steps=1, learning_rate=0.1)
+    terms = None if loss is softened else Objective([TaskLoss(0.4), Logits(loss, weight=0.6)])
+    once: dict[str, Any] = {"max_steps": 1, "learning_rate": 0.1}
+    trainer = trained("bert", tmp_path, pair=(student, peer), rows=rows, objective=terms, **once)
     first = trainer.state.log_history[0]
     for name, value in parts.items():
         assert first[name] == pytest.approx(value, rel=2e-4), name
