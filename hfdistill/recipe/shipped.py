@@ -40,12 +40,12 @@ def _found(name_or_path: str | Path, what: str, folder: Path, known: Mapping[str
     path = Path(name_or_path)
     if path.is_file():
         return path
+    if str(name_or_path) in known:
+        return folder / f"{name_or_path}.yaml"
     if path.is_dir():
         raise RecipeError(f"{path}: this is a folder; expected a YAML file or the name of a shipped {what}.")
     if path.suffix in (".yaml", ".yml"):
         raise RecipeError(f"{path}: there is no such file. `hfdistill recipes` lists the shipped {what}s.")
-    if str(name_or_path) in known:
-        return folder / f"{name_or_path}.yaml"
     raise RecipeError(
         f"{name_or_path}: there is no such {what}{nearest(str(name_or_path), known)} "
         f"Shipped: {', '.join(known)}. Or give the path of a YAML file."

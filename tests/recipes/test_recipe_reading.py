@@ -168,3 +168,9 @@ def test_a_missing_recipe_names_the_nearest(tmp_path: Path) -> None:
 def test_every_shipped_recipe_goes_through_the_parser(name: str) -> None:
     assert load_recipe(name).seeds
     assert shipped_recipes()[name].endswith(".")
+
+
+def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("digits").data.dataset == "digits"
