@@ -34,7 +34,8 @@ class Peer:
     carry the student's parts as `loss/<term>`, the peer's as `peer/loss/<term>`, and the sum of both as `loss`;
     evaluation scores the student, against the peer as it then is. Checkpoints hold the peer beside the student
     (distillation/peer.safetensors); `save_model()` writes the student, `save_peer(folder)` the peer. The two have to
-    differ from the start: copies that draw no random numbers stay copies.
+    differ from the start: copies that draw no random numbers stay copies. Activation checkpointing in the arguments is
+    the student's; the peer's is switched on in the model itself.
     Errors: HfDistillError, here for what cannot learn, and when the trainer is built for what does not fit.
     Source: Zhang et al., "Deep Mutual Learning", arXiv 1706.00384, there with temperature 1, weight 1 and steps taken
     by turns; the one step for both is ours.
