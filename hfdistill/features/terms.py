@@ -206,8 +206,13 @@ class FeatureTerm(Comparison):
             ours, theirs = self._features(source, binding, student, teacher, student.projected)
             if self.region is not None:
                 ours, theirs = self.region(ours, context.inputs), self.region(theirs, context.inputs)
-            values = self._compared(ours, theirs, tokens).sum()
-            total = values if total is None else total + values
+            values = self._compared(ours, theirs, tokens)
+            summed = values.sum()
+            examples = len(first_tensor(context.inputs))
+            if tokens is None and len(values) != examples:
+                # The choices of a question are read as examples of their own, and a question counts once.
+                summed = summed * (examples / len(values))
+            total = summed if total is None else total + summed
         assert total is not None, "a term has a pair of tensors at least"
         return total
 

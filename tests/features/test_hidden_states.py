@@ -177,3 +177,23 @@ def test_choices_without_a_mask_are_read_as_examples_of_their_own(tmp_path: Path
         _, seen = trained("bert", tmp_path, only, pair=(models[0], models[1]), rows=rows, max_steps=1)
         parts.append(seen["step 1 loss/hidden"])
     torch.testing.assert_close(parts[0], parts[1])
+
+
+def test_a_question_counts_once_however_many_choices_it_has(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, **NO_DROPOUT
+    )
+    parts = []
+    for choices in (2, 4):
+        models = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            models.append(BertForMultipleChoice(config))
+        # The same choices again: how the texts relate, and so the mean, stays as it is.
+        ids = [(torch.arange(8).reshape(2, 4) + row).repeat(choices // 2, 1) % 9 for row in range(8)]
+        rows = [{"input_ids": each, "labels": torch.tensor(1), "attention_mask": torch.ones_like(each)} for each in ids]
+        only = Objective([TaskLoss(), Relations("similarity_preserving")])
+        _, seen = trained("bert", tmp_path, only, pair=(models[0], models[1]), rows=rows, max_steps=1)
+        parts.append(seen["step 1 loss/relations"])
+    # Twice as many rows, each entry twice in them: the sum of squares doubles, the number of pairs is fourfold.
+    torch.testing.assert_close(parts[0], parts[1] * 2, rtol=1e-3, atol=0)
