@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,13 +87,18 @@ def parts_of(outputs: Any, what: str) -> dict[str, tuple[torch.Tensor, ...]]:
     found: dict[str, tuple[torch.Tensor, ...]] = {}
     whole = (outputs.get(AS_MAPS) if what == HIDDEN else None) or outputs.get(what)
     if whole is not None and any(each is not None for each in whole):
-        found[""] = tuple(whole)
+        found[""] = _states(whole)
     for part in PARTS:
         model = outputs.get(f"{part}_model_output")
         inner = parts_of(model, what).get("") if isinstance(model, Mapping) else outputs.get(f"{part}_{what}")
         if inner is not None and any(each is not None for each in inner):
-            found[part] = tuple(inner)
+            found[part] = _states(inner)
     return found
+
+
+def _states(layers: Iterable[Any]) -> tuple[torch.Tensor, ...]:
+    """One tensor a layer: PEGASUS-X gives the states of tokens and then those of global tokens."""
+    return tuple(each[0] if isinstance(each, tuple) else each for each in layers)
 
 
 def check_modules(model: nn.Module, names: tuple[str, ...], role: str) -> None:

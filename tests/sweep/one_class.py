@@ -306,10 +306,15 @@ def same(one: Gradients, other: Gradients) -> None:
             raise CheckError(f"the gradient of {name} differs by {float(rest):.2g} of {float(value.abs().max()):.2g}")
 
 
-# Gemma 3n keeps several streams of hidden states, Reformer's are outside of autograd, BLIP-2 gives none.
+# Gemma 3n, DeepSeek V4, GLM 5 Next and HY V4 keep several streams of hidden states, Reformer's are outside of autograd,
+# BLIP-2 and InstructBLIP give none.
 NO_FEATURES = {
     "Blip2ForConditionalGeneration",
+    "DeepseekV4ForCausalLM",
     "Gemma3nForCausalLM",
+    "Glm5NextForConditionalGeneration",
+    "HYV4ForCausalLM",
+    "InstructBlipForConditionalGeneration",
     "ReformerForMaskedLM",
     "ReformerForQuestionAnswering",
     "ReformerForSequenceClassification",
