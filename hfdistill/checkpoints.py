@@ -26,6 +26,7 @@ from hfdistill.features import FeatureWatch
 from hfdistill.features.projectors import ATTACHED, without_projectors
 from hfdistill.loading import has_weights, restore
 from hfdistill.objective import Objective
+from hfdistill.sight import unwrapped
 from hfdistill.teachers import AverageTeacher, PeerTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class SavingTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's loop, with the projectors on the student as long as it lasts."""
         self._bind_features()
+        self._check_sharding()
         checkpoint = kwargs.get("resume_from_checkpoint")
         if isinstance(self.teacher, AverageTeacher):
             self.teacher.restart(self.model)
@@ -68,13 +70,18 @@ class SavingTrainer(Trainer):
                 stack.enter_context(self.teacher.attached(self.model))
             return super()._inner_training_loop(*args, **kwargs)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student alone; while a training lasts with its projectors beside it. All processes have to call."""
+        if self.features.attached(self.model):
+            folder = Path(output_dir or str(self.args.output_dir))
+            self.features.projectors.save(folder, writes=self.args.should_save)
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.is_in_train and self.args.should_save:
             for companion in self._companions():
                 companion.save(Path(output_dir or str(self.args.output_dir)))
-        if self.features.attached(self.model) and self.args.should_save:
-            self.features.projectors.save(Path(output_dir or str(self.args.output_dir)), state_dict)
-        if ATTACHED & set(self.model._modules) and self.args.should_save:
+        if ATTACHED & set(unwrapped(self.model)._modules) and self.args.should_save:
             state_dict = without_projectors(self.model.state_dict() if state_dict is None else state_dict)
         super()._save(output_dir, state_dict)
 
@@ -92,6 +99,16 @@ class SavingTrainer(Trainer):
             )
         if self.args.should_save:
             peer.save_pretrained(output_dir)
+
+    def _check_sharding(self) -> None:
+        """Refuse what beside the student would not be gathered whole."""
+        version = self.accelerator.state.fsdp_plugin.fsdp_version if self.is_fsdp_enabled else 2
+        if len(self.features.projectors) and (version == 1 or self.is_fsdp_xla_enabled):
+            raise HfDistillError(
+                f"The objective trains {len(self.features.projectors)} modules beside the student (projectors, learned "
+                "temperatures), and FSDP came in its first version or that of XLA; expected fsdp_config "
+                "{'version': 2}, DeepSpeed or DistributedDataParallel."
+            )
 
     def _companions(self) -> list[GradientBalance | AverageTeacher | PeerTeacher]:
         """What of this training lies in a checkpoint beside the student and its projectors."""

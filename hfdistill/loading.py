@@ -27,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from hfdistill.contract import check_trained
 from hfdistill.errors import HfDistillError
 from hfdistill.features.projectors import without_projectors
+from hfdistill.shards import unpartitioned
 from hfdistill.tasks import Classes, Task, auto_class_name, known_auto_classes
 
 
@@ -60,7 +61,8 @@ def load_teacher(
         options["revision"] = revision
     auto_class = _auto_class(name, options, "teacher", task)
     try:
-        model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+        with unpartitioned():
+            model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except (ImportError, OSError, ValueError) as error:
         raise HfDistillError(_not_found(name, "teacher", error)) from error
     check_trained(model, sorted(info["missing_keys"]), unread=() if task is None else task.unread)

@@ -111,7 +111,9 @@ def check_modules(model: nn.Module, names: tuple[str, ...], role: str) -> None:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside a distributed or compiled wrapper."""
-    while type(model).__name__ in ("DistributedDataParallel", "DataParallel", "OptimizedModule", "DeepSpeedEngine"):
+    wrappers = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "DeepSpeedEngine")
+    # FSDP2 does not wrap, it puts its name before that of the class.
+    while type(model).__name__.removeprefix("FSDP") in wrappers:
         model = model.module if "module" in model._modules else model._orig_mod  # type: ignore[assignment]
     return model
 

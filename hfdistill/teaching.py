@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, cast
 
 from peft import PeftModel
@@ -17,6 +16,7 @@ from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
 from hfdistill.mutual import check_peers, check_trainable_together
 from hfdistill.pairing import Pairing, paired, view_differences
+from hfdistill.shards import partitioned, same_everywhere
 from hfdistill.tasks import Task
 from hfdistill.teachers import (
     AverageTeacher,
@@ -50,8 +50,7 @@ class TaughtTrainer(SavingTrainer):
         processing_classes = several.processing_classes(given, self.processing_class)
         models = (self.model, row, self.task, self.distillation_objective)
         pupil = Pupil(*models, self.processing_class, self.label_names, self.args.device)
-        prepare = partial(self.accelerator.prepare_model, evaluation_mode=True)
-        ensemble, self.views = bound(several, pupil, processing_classes, example, prepare)
+        ensemble, self.views = bound(several, pupil, processing_classes, example, self._prepared)
         self.teacher = ensemble
         self.task = ensemble.task
         return processing_classes[0]
@@ -101,9 +100,11 @@ class TaughtTrainer(SavingTrainer):
         self.task, self.tokens = pairing.task, pairing.tokens
         if learning:
             return self._peer(teacher, pairing)
-        prepared = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         return LiveTeacher(
-            prepared, pairing.columns, pairing.read, (*self.distillation_objective.fields, *self.task.fields)
+            self._prepared(teacher),
+            pairing.columns,
+            pairing.read,
+            (*self.distillation_objective.fields, *self.task.fields),
         )
 
     def _peer(self, peer: nn.Module, pairing: Pairing) -> PeerTeacher:
@@ -128,6 +129,30 @@ class TaughtTrainer(SavingTrainer):
         check_trainable_together(self.model, peer, optimized, self.accelerator.num_processes)
         run = self.accelerator.prepare_model(peer, evaluation_mode=True)
         return PeerTeacher(peer, run, pairing.read, pairing.columns)
+
+    def _prepared(self, teacher: nn.Module) -> nn.Module:
+        """A teacher on this process's device, whole, with Accelerate's mixed precision.
+
+        Errors: HfDistillError for one that ZeRO-3 has partitioned.
+        """
+        if partitioned(teacher):
+            raise HfDistillError(
+                f"The teacher's parameters ({type(teacher).__name__}) are partitioned by DeepSpeed's ZeRO-3, which "
+                "gathers those of the student alone; expected a whole model: load it before the DistillationConfig is "
+                "made, or give teacher_model its name."
+            )
+        known = list(self.accelerator._models)
+        # By itself Accelerate leaves a model where it is under FSDP, which would bring it to the device.
+        prepared: nn.Module = self.accelerator.prepare_model(
+            teacher, device_placement=True if self.is_fsdp_enabled else None, evaluation_mode=True
+        )
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+            # With it a model may be loaded on the first process alone, and FSDP hands out the student's weights only.
+            same_everywhere(prepared)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # Among Accelerate's models it would pass for the student, which then is not prepared for an evaluation.
+            self.accelerator._models = known
+        return prepared
 
     def _of_its_own(self, given: AnyTeacher) -> Teacher | None:
         """A teacher that is made of the student, where one was asked for."""

@@ -17,6 +17,7 @@ from torch import nn
 
 from hfdistill._atomic import write_tensors
 from hfdistill.errors import HfDistillError
+from hfdistill.shards import load_whole, whole_state
 from hfdistill.teachers.peer import ATTRIBUTE as PEER
 
 ATTRIBUTE = "distillation_projectors"
@@ -108,18 +109,18 @@ class Projectors:
         finally:
             delattr(student, ATTRIBUTE)
 
-    def save(self, checkpoint: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write them beside a checkpoint; `state` is the student's whole state where its tensors are sharded."""
-        marker = f"{ATTRIBUTE}."
-        if state is None:
-            tensors = dict(self.modules.state_dict())
-        else:
-            tensors = {name.split(marker, 1)[1]: tensor for name, tensor in state.items() if marker in name}
-        (checkpoint / FOLDER).mkdir(parents=True, exist_ok=True)
-        write_tensors(checkpoint / FOLDER / FILE, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+    def save(self, checkpoint: Path, *, writes: bool = True) -> None:
+        """Write them whole beside a checkpoint; all processes have to call it, and those that `writes` says write."""
+        tensors = whole_state(self.modules)
+        if writes:
+            (checkpoint / FOLDER).mkdir(parents=True, exist_ok=True)
+            write_tensors(checkpoint / FOLDER / FILE, tensors)
 
     def load(self, checkpoint: Path) -> None:
-        """Read them from a checkpoint, strictly. Errors: HfDistillError where they are missing or of another shape."""
+        """Read them from a checkpoint, strictly; all processes have to call it.
+
+        Errors: HfDistillError where they are missing or of another shape.
+        """
         file = checkpoint / FOLDER / FILE
         if not file.is_file():
             raise HfDistillError(
@@ -127,7 +128,7 @@ class Projectors:
                 f"{len(self.modules)}; expected one that was saved with this objective. Start anew."
             )
         try:
-            self.modules.load_state_dict(load_file(file), strict=True)
+            load_whole(self.modules, load_file(file))
         except RuntimeError as error:
             raise HfDistillError(
                 f"The projectors of {checkpoint} are not those of this objective ({error}); expected the same terms "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from hfdistill.errors import HfDistillError
@@ -16,7 +17,9 @@ from hfdistill.features.layout import config_widths
 from hfdistill.features.projectors import ATTRIBUTE, ModulePlan, Projectors
 from hfdistill.features.terms import Binding, FeatureTerm, Look
 from hfdistill.knowledge import Logits, Term
-from hfdistill.sight import NOTHING, Seen, Sight, watched
+from hfdistill.shards import gathered, whole
+from hfdistill.sight import NOTHING, Seen, Sight, unwrapped, watched
+from hfdistill.tasks.layouts import first_tensor
 from hfdistill.teachers import Targets
 from hfdistill.temperatures import TEMPERATURE, LearnedTemperature, TemperatureModule
 
@@ -89,11 +92,12 @@ class FeatureWatch:
             for term, binding in zip(self.terms, self.bindings.values(), strict=True)
             for name, plan in (*binding.plans.items(), *binding.others.items())
         }
-        self.projectors = Projectors(plans, seed, _device(student), _named(self.learned))
+        # Where the batches are; a student that is to be sharded is brought there only when it is.
+        self.projectors = Projectors(plans, seed, first_tensor(inputs).device, _named(self.learned))
 
     def attached(self, student: nn.Module) -> bool:
         """Whether a training has its projectors on the student."""
-        return ATTRIBUTE in student._modules
+        return ATTRIBUTE in unwrapped(student)._modules
 
     def load(self, checkpoint: Path) -> None:
         """Read the projectors of a checkpoint, where there are any to read."""
@@ -104,7 +108,8 @@ class FeatureWatch:
     def watching(self, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[Seen]:
         """Note what the bare student shows in the forward within the block, and project it inside that forward.
 
-        Inside, because DistributedDataParallel looks from the outputs for the parameters that a step uses.
+        Inside, because DistributedDataParallel looks from the outputs for the parameters that a step uses, and because
+        those that are sharded are whole only there.
         """
         seen = Seen(inputs)
         if not self.terms and not self.learned:
@@ -119,8 +124,10 @@ class FeatureWatch:
             # A plain dictionary: a ModelOutput cannot be put together again with a field that it does not know.
             return {**output, PROJECTED: dict(seen.projected)}
 
-        with watched(model, self.student_sight, seen):
-            handle = model.register_forward_hook(hook)
+        inner = unwrapped(model)
+        with watched(inner, self.student_sight, seen):
+            # First of all hooks: those of FSDP and ZeRO-3 take the weights away again, and look at the outputs too.
+            handle = inner.register_forward_hook(hook, prepend=True)
             try:
                 yield seen
             finally:
@@ -141,8 +148,13 @@ class FeatureWatch:
         return {name: seen.projected[key] for name, key in zip(self.learned, _named(self.learned), strict=True)}
 
     def learned_temperatures(self) -> dict[str, float]:
-        """The present temperatures, as `temperature/<term>` for the logs."""
-        return {f"temperature/{name}": float(module().detach()) for name, module in self.learned.items()}
+        """The present temperatures, as `temperature/<term>` for the logs; all processes have to ask."""
+        found = {}
+        for name, module in self.learned.items():
+            with gathered(module):
+                # Not by a call, since ZeRO-3's hooks count those.
+                found[f"temperature/{name}"] = float(whole(module.forward().detach()))
+        return found
 
     def _project(self, seen: Seen) -> None:
         for key, module in _named(self.learned).items():
@@ -162,18 +174,15 @@ def _together(sights: Sequence[Sight]) -> Sight:
     return whole
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 @torch.no_grad()
 def _dry(model: nn.Module, sight: Sight, inputs: Mapping[str, Any]) -> Seen:
     seen = Seen(inputs)
     training = model.training
     model.eval()
+    there = send_to_device(inputs, next(model.parameters()).device)
     try:
-        with watched(model, sight, seen):
-            seen.outputs = model(**inputs, **sight.arguments)
+        with gathered(model), watched(model, sight, seen):
+            seen.outputs = model(**there, **sight.arguments)
     except TypeError as error:
         raise HfDistillError(
             f"{type(model).__name__} cannot be asked for {' and '.join(sight.arguments)} ({error}); expected a "

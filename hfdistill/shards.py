@@ -1,0 +1,85 @@
+"""Parameters of which each process holds a piece (FSDP2, DeepSpeed's ZeRO-3), and how to have them whole.
+
+What gathers and what cuts is done by all processes together: each of them has to call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.integrations import deepspeed as integration
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with all that the other processes hold of it."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # Where FSDP keeps its pieces in the host's memory, the processes still talk to each other on the device.
+    there = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(there, DTensor), "a piece stays one on another device"
+    return there.full_tensor()
+
+
+@contextmanager
+def gathered(module: nn.Module, *, changes: bool = False) -> Iterator[None]:
+    """Have parameters that ZeRO-3 has partitioned whole within the block; with `changes` the first process's stay."""
+    pieces = partitioned(module)
+    if not pieces:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(pieces, modifier_rank=0 if changes else None):
+        yield
+
+
+def partitioned(module: nn.Module) -> Sequence[nn.Parameter]:
+    """The parameters of a module that ZeRO-3 has partitioned; a forward outside of its engine fails on them."""
+    if not integration.is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
+        return []
+    from deepspeed.runtime.zero.partition_parameters import is_zero_param
+
+    return [parameter for parameter in module.parameters() if is_zero_param(parameter)]
+
+
+def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's state, each tensor whole and in the host's memory."""
+    with gathered(module):
+        return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+
+
+def load_whole(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Read whole tensors into a module, strictly. Errors: RuntimeError, as `load_state_dict` raises it."""
+    with gathered(module, changes=True):
+        own = module.state_dict()
+        module.load_state_dict({name: _cut(tensor, own.get(name)) for name, tensor in state.items()}, strict=True)
+
+
+def _cut(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    mesh = like.device_mesh
+    return distribute_tensor(tensor.to(mesh.device_type), mesh, like.placements).to(like.device)
+
+
+@contextmanager
+def unpartitioned() -> Iterator[None]:
+    """Models that are loaded within the block are whole on each process, where ZeRO-3 would partition them."""
+    # There is a way to set the configuration and to take it away, and none to ask for it.
+    kept = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        integration._hf_deepspeed_config_weak_ref = kept
+
+
+@torch.no_grad()
+def same_everywhere(module: nn.Module) -> None:
+    """Give each process the first one's parameters and buffers."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        torch.distributed.broadcast(tensor.data, src=0)
