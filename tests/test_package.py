@@ -26,10 +26,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_recipes_the_types_and_the_licence(wheel: Path) -> None:
     """Nothing is left in the checkout that a run needs, and nothing else comes along."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    recipes = {f"hfdistill/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    files = [path for path in (ROOT / "recipes").rglob("*") if path.is_file()]
+    recipes = {f"hfdistill/{path.relative_to(ROOT).as_posix()}" for path in files}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfdistill").rglob("*.py")}
     about = f"hfdistill-{hfdistill.__version__}.dist-info/"
-    assert "hfdistill/recipes/digits.yaml" in recipes
+    assert {"hfdistill/recipes/digits.yaml", "hfdistill/recipes/methods/dkd.yaml"} <= recipes
     assert {name for name in names if not name.startswith(about)} == recipes | modules | {"hfdistill/py.typed"}
     assert {f"{about}licenses/LICENSE", f"{about}entry_points.txt"} <= names
 
