@@ -86,6 +86,7 @@ def finished(file: Path) -> tuple[Path, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def first_run(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run with few labels, and its report."""
+    scenes.need_segformer()
     return finished(recipe_file(tmp_path_factory.mktemp("first"), data={"labelled": 10, "teacher_labels": "all"}))
 
 

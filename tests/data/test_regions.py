@@ -21,6 +21,7 @@ from hfdistill.data.kind import SourceRequest
 from hfdistill.data.names import given_names
 from hfdistill.data.regions import DiskRegions, MemoryRegions, Regions, RegionView, ignored_label
 from hfdistill.recipe import DataSection, RecipeError, StudentSection
+from tests.scenes import need_segformer
 
 
 def bar(items: Sequence[Any], title: str) -> Iterator[Any]:
@@ -129,6 +130,7 @@ def test_labels_are_those_of_the_students_view_and_ignored_pixels_are_the_models
 
 
 def test_a_student_from_a_config_gets_a_processor_of_its_own_kind() -> None:
+    need_segformer()
     made = kind(scenes()).view(StudentSection(config={"model_type": "segformer"}), SegformerConfig(), scenes())
     assert type(made.processor).__name__.startswith("SegformerImageProcessor")
     assert made.size(scenes()[0]["image"]) == (16, 16)

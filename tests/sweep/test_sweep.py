@@ -63,6 +63,8 @@ def test_a_student_of_this_class_learns(auto_class: str, name: str) -> None:
         examine(auto_class, name)
     except NotBuiltError as error:
         found, reason = "build", str(error)
+        if transformers.__version__ != KNOWN["transformers"]:
+            pytest.skip(f"the lists are of transformers {KNOWN['transformers']}: {reason}")
     except CheckError as error:
         found, _, reason = str(error).partition(":")
     assert found == listed, reason
