@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from hfdistill._atomic import write_tensors
 from hfdistill.errors import HfDistillError
 from hfdistill.tasks.layouts import EXAMPLES
+from hfdistill.teachers.beside import read_model, write_model
 from hfdistill.teachers.live import LiveTeacher, Read
 
 FILE = Path("distillation") / "moving_average.safetensors"
@@ -71,25 +70,14 @@ class AverageTeacher(LiveTeacher):
 
     def save(self, checkpoint: Path) -> None:
         """Write the average beside a checkpoint."""
-        (checkpoint / FILE).parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: each.detach().cpu().contiguous() for name, each in self._tensors().items()}
-        write_tensors(checkpoint / FILE, {**tensors, UPDATES: torch.tensor(self.updates)})
+        write_model(checkpoint / FILE, self.model, {UPDATES: torch.tensor(self.updates)})
 
     def load(self, checkpoint: Path) -> None:
         """Read it from a checkpoint. Errors: HfDistillError where it is missing or of another model."""
-        file = checkpoint / FILE
-        saved = load_file(file) if file.is_file() else {}
-        own = self._tensors()
-        if set(saved) != {*own, UPDATES} or any(saved[name].shape != each.shape for name, each in own.items()):
+        saved = read_model(checkpoint / FILE, self.model, UPDATES)
+        if saved is None:
             raise HfDistillError(
                 f"The checkpoint {checkpoint} holds no moving average of this student ({FILE}); expected one that was "
                 "saved with EmaTeacher and the same student. Start anew."
             )
         self.updates = int(saved[UPDATES])
-        with torch.no_grad():
-            for name, each in own.items():
-                each.copy_(saved[name])
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        # Parameters that are tied are one, so each is written once.
-        return {**dict(self.model.named_parameters()), **{f"buffer {k}": v for k, v in self.model.named_buffers()}}

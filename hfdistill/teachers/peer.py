@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from hfdistill._atomic import write_tensors
 from hfdistill.errors import HfDistillError
+from hfdistill.teachers.beside import read_model, write_model
 from hfdistill.teachers.live import Read
 from hfdistill.teachers.targets import Targets
 from hfdistill.teachers.zero_shot import ZeroShotTeacher
@@ -118,27 +117,15 @@ class PeerTeacher:
 
     def save(self, checkpoint: Path) -> None:
         """Write its weights beside a checkpoint."""
-        (checkpoint / FILE).parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: each.detach().cpu().contiguous() for name, each in self._tensors().items()}
-        write_tensors(checkpoint / FILE, tensors)
+        write_model(checkpoint / FILE, self.model)
 
     def load(self, checkpoint: Path) -> None:
         """Read them from a checkpoint. Errors: HfDistillError where they are missing or of another model."""
-        file = checkpoint / FILE
-        saved = load_file(file) if file.is_file() else {}
-        own = self._tensors()
-        if set(saved) != set(own) or any(saved[name].shape != each.shape for name, each in own.items()):
+        if read_model(checkpoint / FILE, self.model) is None:
             raise HfDistillError(
                 f"The checkpoint {checkpoint} holds no weights of this peer ({FILE}); expected one that was saved with "
                 "Peer and a model of the same architecture. Start anew."
             )
-        with torch.no_grad():
-            for name, each in own.items():
-                each.copy_(saved[name])
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        # Parameters that are tied are one, so each is written once.
-        return {**dict(self.model.named_parameters()), **{f"buffer {k}": v for k, v in self.model.named_buffers()}}
 
 
 @dataclass
