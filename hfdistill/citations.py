@@ -20,6 +20,7 @@ SOURCES: dict[str, Source] = {
     "attention_relation": Source(
         "KL of softmax(M Mᵀ/√d) between relation heads of queries, keys, values", ("wang2021minilmv2",)
     ),
+    "attention_score_mse": Source("mean squared distance of the attention scores Q Kᵀ/√d", ("jiao2020tinybert",)),
     "attention_transfer": Source(
         "squared distance of the normalised mean squared activation maps", ("zagoruyko2017paying",)
     ),
@@ -128,6 +129,14 @@ BIBTEX: dict[str, str] = {
   booktitle = {International Joint Conference on Artificial Intelligence},
   year      = {2021},
   note      = {arXiv:2105.08919}
+}""",
+    "jiao2020tinybert": """@inproceedings{jiao2020tinybert,
+  title     = {{TinyBERT}: Distilling {BERT} for Natural Language Understanding},
+  author    = {Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin
+               and Wang, Fang and Liu, Qun},
+  booktitle = {Findings of the Association for Computational Linguistics: EMNLP},
+  year      = {2020},
+  note      = {arXiv:1909.10351}
 }""",
     "ko2024distillm": """@inproceedings{ko2024distillm,
   title     = {{DistiLLM}: Towards Streamlined Distillation for Large Language Models},

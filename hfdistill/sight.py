@@ -1,15 +1,16 @@
-"""What a forward shows beside its logits: hidden states, attention maps, outputs of named modules."""
+"""What a forward shows beside its logits: hidden states, attention maps and scores, outputs of named modules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from hfdistill.attention_calls import AttentionCall, calls_noted
 from hfdistill.errors import HfDistillError, nearest
 
 PARTS = ("encoder", "decoder", "text", "vision")
@@ -26,13 +27,15 @@ class Sight:
     hidden_states: bool = False
     attentions: bool = False
     modules: tuple[str, ...] = ()
+    scores: bool = False
 
     def __or__(self, other: Sight) -> Sight:
         modules = tuple(dict.fromkeys([*self.modules, *other.modules]))
-        return Sight(self.hidden_states or other.hidden_states, self.attentions or other.attentions, modules)
+        hidden_states, attentions = self.hidden_states or other.hidden_states, self.attentions or other.attentions
+        return Sight(hidden_states, attentions, modules, self.scores or other.scores)
 
     def __bool__(self) -> bool:
-        return self.hidden_states or self.attentions or bool(self.modules)
+        return self.hidden_states or self.attentions or self.scores or bool(self.modules)
 
     @property
     def arguments(self) -> dict[str, bool]:
@@ -52,6 +55,7 @@ class Seen:
     outputs: Any = None
     modules: dict[str, torch.Tensor] = field(default_factory=dict)
     projected: dict[str, torch.Tensor] = field(default_factory=dict)
+    calls: list[AttentionCall] = field(default_factory=list)
     beside: Seen | None = None
 
     def layers(self, what: str, part: str | None) -> tuple[torch.Tensor, ...]:
@@ -120,7 +124,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def watched(model: nn.Module, sight: Sight, seen: Seen) -> Iterator[None]:
-    """Note the outputs of the named modules of a bare model while the block runs."""
+    """Note what a sight asks for of a bare model's insides while the block runs."""
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -131,11 +135,12 @@ def watched(model: nn.Module, sight: Sight, seen: Seen) -> Iterator[None]:
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in sight.modules]
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for handle in handles:
-            handle.remove()
+            stack.callback(handle.remove)
+        if sight.scores:
+            stack.enter_context(calls_noted(model, seen.calls))
+        yield
 
 
 def first_tensor_of(output: Any) -> torch.Tensor | None:

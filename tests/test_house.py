@@ -33,6 +33,7 @@ LAYERS = {
     "shards": 1,
     "temperatures": 1,
     "tasks": 1,
+    "attention_calls": 2,
     "boxes": 2,
     "knowledge": 2,
     "embeddings": 2,

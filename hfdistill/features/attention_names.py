@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
+from hfdistill.attention_calls import AttentionCall
 from hfdistill.errors import HfDistillError
 from hfdistill.features.layout import config_settings
 
@@ -31,6 +33,7 @@ PART_WORDS = {
     "text": ("text_model", "text_encoder"),
     "vision": ("vision_model", "vision_encoder"),
 }
+PAIRS_OF_PARTS = (("encoder", "decoder"), ("text", "vision"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,28 @@ def projections(model: nn.Module, part: str | None) -> list[dict[Kind, Projectio
             "its modules bears one of their usual names. Take HiddenStates, or Module() with the name of a projection."
         )
     return layers
+
+
+def self_attention(calls: Sequence[AttentionCall], part: str | None) -> list[AttentionCall]:
+    """The calls of self-attention in a part of the model, one a layer, in order.
+
+    Errors: HfDistillError where there are none, or where the model has parts and none is named.
+    """
+    found = [call for call in calls if not any(word in call.name for word in CROSS)]
+    if part is not None:
+        found = [call for call in found if _in_part(call.name, part)]
+    for pair in PAIRS_OF_PARTS if part is None else ():
+        if all(any(_in_part(call.name, each) for call in found) for each in pair):
+            raise HfDistillError(
+                f"The model has attention in {' and in '.join(map(repr, pair))}; expected part= to be one of them."
+            )
+    if not found:
+        raise HfDistillError(
+            f"No attention scores were seen{f' in the {part}' if part else ''}: the model's attention is "
+            "code of its own, not called through Transformers' AttentionInterface, or there is none. Take "
+            "'attention_map_kl', 'attention_relation' or HiddenStates."
+        )
+    return found
 
 
 def _in_part(name: str, part: str) -> bool:

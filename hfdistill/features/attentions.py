@@ -1,4 +1,4 @@
-"""Terms on how tokens look at each other: attention maps, and relations of queries, keys and values."""
+"""Terms on how tokens look at each other: attention maps and scores, and relations of queries, keys and values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfdistill.attention_calls import AttentionCall, shared_pairs
 from hfdistill.errors import HfDistillError
-from hfdistill.features.attention_names import KINDS, Kind, Projection, projections
+from hfdistill.features.attention_names import KINDS, Kind, Projection, projections, self_attention
 from hfdistill.features.layers import LAST, Layers, checked_layers, layer_pairs
 from hfdistill.features.layout import valid_positions
 from hfdistill.features.terms import Binding, FeatureTerm, Look, Read, Source
 from hfdistill.knowledge import Loss, StepContext, loss_name
-from hfdistill.losses import attention_map_kl, attention_relation
+from hfdistill.losses import attention_map_kl, attention_relation, attention_score_mse
 from hfdistill.schedules import Weight
 from hfdistill.sight import MAPS, Seen, Sight, unwrapped
 from hfdistill.tasks.layouts import first_tensor
@@ -25,15 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 class Attentions(FeatureTerm):
-    """How the teacher's tokens look at each other: relations of queries, keys and values, or attention maps.
+    """How the teacher's tokens look at each other: relations of queries, keys and values, attention scores, or maps.
 
     With `attention_relation` (MiniLMv2) the queries, keys and values of a layer, or only some `kinds`, are taken where
     they are computed, so that fused attention (SDPA, flash) stays on; the term is a sum over the kinds. With
+    `attention_score_mse` (TinyBERT) queries and keys are noted where the model hands them to its attention function, so
+    that the scores are the model's own, rotary and relative positions and shared key heads included, whatever kernel
+    goes on with them; pairs that one of the models may not see (padding, later tokens) are outside. With
     `attention_map_kl` (MiniLM), or a callable `(student, teacher, attention_mask=) -> (rows,)`, the maps themselves are
     compared, for which both models have to run eager attention (attn_implementation="eager"). `layers` and `part` are
     those of HiddenStates, where 1 is the first layer; rows are examples, with padding outside.
-    Errors: HfDistillError for a model without attention, or whose projections are not found.
-    Source: Wang et al., arXiv 2012.15828 and 2002.10957.
+    Errors: HfDistillError for a model without attention, or whose projections are not found; for scores also where a
+    model's attention is not called through Transformers' AttentionInterface (DeBERTa, BLOOM, MPNet).
+    Source: Wang et al., arXiv 2012.15828 and 2002.10957; Jiao et al., arXiv 1909.10351.
     """
 
     def __init__(
@@ -73,6 +78,11 @@ class Attentions(FeatureTerm):
         return self.loss is attention_relation
 
     @property
+    def of_scores(self) -> bool:
+        """Whether the scores are compared, and not the maps."""
+        return self.loss is attention_score_mse
+
+    @property
     def over_positions(self) -> bool:
         """An example is a row."""
         return False
@@ -83,14 +93,16 @@ class Attentions(FeatureTerm):
         heads = int(self.options.get("relation_heads", 48))
         if self.of_relations and heads > 0:
             nothing = torch.zeros(2, 4, heads)
-        if self.loss in (attention_relation, attention_map_kl):
+        if self.loss in (attention_relation, attention_map_kl, attention_score_mse):
             try:
                 self.loss(nothing, nothing, **self.options)
             except (TypeError, ValueError) as error:
                 raise HfDistillError(f"{self!r} cannot be used: {error}") from error
 
     def look(self, student: nn.Module, teacher: nn.Module) -> Look:
-        """Maps of both models, or the projections of their layers."""
+        """Maps or scores of both models, or the projections of their layers."""
+        if self.of_scores:
+            return Look(Sight(scores=True), Sight(scores=True), self._scores)
         if not self.of_relations:
             for model in (student, teacher):
                 run_eager(model)
@@ -116,6 +128,23 @@ class Attentions(FeatureTerm):
 
         pairs = self._with_attention(layer_pairs(self.layers, *counts))
         return [Source(f"layer_{ours}", read(ours), read(theirs)) for ours, theirs in pairs]
+
+    def _scores(self, student: Seen, teacher: Seen) -> Sequence[Source]:
+        counts = [len(self_attention(seen.calls, self.part)) + 1 for seen in (student, teacher)]
+
+        def call(seen: Seen, place: int) -> AttentionCall:
+            return self_attention(seen.calls, self.part)[place - 1]
+
+        def source(ours: int, theirs: int) -> Source:
+            return Source(
+                f"layer_{ours}",
+                lambda seen: call(seen, ours).scores(),
+                lambda seen: call(seen, theirs).scores(),
+                lambda student, teacher: shared_pairs(call(student, ours), call(teacher, theirs)),
+            )
+
+        pairs = self._with_attention(layer_pairs(self.layers, *counts))
+        return [source(*pair) for pair in pairs]
 
     def _with_attention(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         if any(0 in pair for pair in pairs):
@@ -148,6 +177,9 @@ class Attentions(FeatureTerm):
         mask = valid_positions(inputs, self.part)
         if mask is not None and mask.shape != (ours.shape[0], ours.shape[-1 if ours.dim() == 4 else 1]):
             mask = None  # a mask over samples of sound, not over the positions that a model makes of them
+        pairs = None if source.pairs is None else source.pairs(student, teacher)
+        if pairs is not None:
+            mask = pairs if mask is None else pairs & (mask[:, :, None] & mask[:, None, :])
         values = self.loss(ours, theirs, attention_mask=mask, **self.options)
         examples = len(first_tensor(inputs))
         if values.dim() != 1 or len(values) % examples:

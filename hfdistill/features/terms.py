@@ -29,11 +29,15 @@ OF_MAPS = (attention_transfer, channel_wise_kl)
 
 @dataclass(frozen=True)
 class Source:
-    """One pair of tensors to compare: how each is read, and the name of the student's projector, if there is one."""
+    """One pair of tensors to compare: how each is read, and the name of the student's projector, if there is one.
+
+    `pairs` says which pairs of positions count, where that is asked.
+    """
 
     name: str
     student: Read
     teacher: Read
+    pairs: Callable[[Seen, Seen], torch.Tensor | None] | None = None
 
 
 @dataclass(frozen=True)

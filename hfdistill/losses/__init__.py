@@ -14,7 +14,7 @@ from hfdistill.losses.decoupled import decoupled_kl, normalized_kd
 from hfdistill.losses.divergence import bernoulli_kl, forward_kl, jensen_shannon, reverse_kl, skew_kl
 from hfdistill.losses.feature import attention_transfer, channel_wise_kl, cosine_distance, hint, pkd
 from hfdistill.losses.logits import hard_label, logit_mse
-from hfdistill.losses.maps import attention_map_kl
+from hfdistill.losses.maps import attention_map_kl, attention_score_mse
 from hfdistill.losses.relation import (
     contrastive,
     probabilistic_transfer,
@@ -27,6 +27,7 @@ from hfdistill.losses.top_k import top_k_kl
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "attention_map_kl": attention_map_kl,
     "attention_relation": attention_relation,
+    "attention_score_mse": attention_score_mse,
     "attention_transfer": attention_transfer,
     "bernoulli_kl": bernoulli_kl,
     "channel_wise_kl": channel_wise_kl,
@@ -70,6 +71,7 @@ __all__ = [
     "LOSSES",
     "attention_map_kl",
     "attention_relation",
+    "attention_score_mse",
     "attention_transfer",
     "bernoulli_kl",
     "channel_wise_kl",

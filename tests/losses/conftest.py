@@ -56,6 +56,7 @@ SPECIAL = {
     for case in (
         Case("attention_map_kl", (2, 4, 4), distributions=True),
         Case("attention_relation", (4, WIDTH), (("relation_heads", 2),)),
+        Case("attention_score_mse", (2, 4, 4)),
         Case("attention_transfer", (4, WIDTH)),
         Case("channel_wise_kl", (4, WIDTH)),
         Case("cosine_distance", (3, WIDTH)),

@@ -152,6 +152,34 @@ HAND_WORKED_FEATURES = [
         [1 / 2 * (3 / 4 * log(3 / 2) + 1 / 4 * log(1 / 2)) + 1 / 2 * (1 / 2 * log(3 / 2) + 1 / 2 * log(3 / 4))],
     ),
     (
+        "attention_score_mse",  # two heads: differences 1, 0, 0, 2 and 0, 0, 3, 0
+        [[[[1.0, 2.0], [0.0, 5.0]], [[1.0, 1.0], [4.0, 1.0]]]],
+        [[[[0.0, 2.0], [0.0, 3.0]], [[1.0, 1.0], [1.0, 1.0]]]],
+        {},
+        [(1 + 4 + 9) / 8],
+    ),
+    (
+        "attention_score_mse",  # the last position is padding: four of nine pairs count
+        [[[[1.0, 2.0, 9.0], [0.0, 5.0, 9.0], [9.0, 9.0, 9.0]]]],
+        [[[[0.0, 2.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]]]],
+        {"attention_mask": [[1, 1, 0]]},
+        [(1 + 4) / 4],
+    ),
+    (
+        "attention_score_mse",  # pairs named one by one, as of a causal model; what is outside may be the least number
+        [[[[1.0, -torch.finfo(F64).max], [4.0, 5.0]]]],
+        [[[[0.0, torch.finfo(F64).max], [1.0, 3.0]]]],
+        {"attention_mask": [[[1, 0], [1, 1]]]},
+        [(1 + 9 + 4) / 3],
+    ),
+    (
+        "attention_score_mse",  # two heads of the student against one: their mean is 2
+        [[[[1.0]], [[3.0]]]],
+        [[[[5.0]]]],
+        {},
+        [9.0],
+    ),
+    (
         "attention_transfer",  # strengths (3, 4) and (4, 3), both of length 5
         [[[sqrt(6), 0.0], [0.0, -sqrt(8)]]],
         [[[2.0], [-sqrt(3)]]],

@@ -13,6 +13,7 @@ LABELS = {"decoupled_kl", "normalized_kd"}
 FEATURE_LOSSES = {
     "attention_map_kl",
     "attention_relation",
+    "attention_score_mse",
     "attention_transfer",
     "channel_wise_kl",
     "contrastive",
