@@ -108,7 +108,7 @@ def calls_noted(model: nn.Module, calls: list[AttentionCall]) -> Iterator[None]:
 
         return noted
 
-    AttentionInterface.get_interface = noting  # type: ignore[method-assign]
+    AttentionInterface.get_interface = noting  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
