@@ -113,6 +113,8 @@ class Doctor:
     def checks(self) -> list[Check]:
         """All checks, up to the first bad one that the rest needs."""
         self._needed("data", self._data)
+        if self.recipe.teacher.beside:
+            return self._checks_beside()
         self._needed("teacher", self._teacher)
         self._needed("student", self._student)
         self._needed("classes", self._classes)
@@ -120,6 +122,14 @@ class Doctor:
         self._needed("inputs", self._inputs)
         self._needed("teacher's knowledge", self._knowledge)
         self._needed("one batch", self._batch)
+        return self.done
+
+    def _checks_beside(self) -> list[Check]:
+        """Those that a teacher which learns beside the student allows: it knows nothing yet."""
+        self._needed("teacher", lambda: (NOTE, f"{models.summary(self.recipe, 'teacher')}; it has learnt nothing yet"))
+        self._needed("student", self._student_alone)
+        self._needed("objective", lambda: (GOOD, repr(self._made().distillation_objective)))
+        self._needed("inputs", self._inputs)
         return self.done
 
     def _needed(self, name: str, look: Callable[[], tuple[str, str]]) -> None:
@@ -163,6 +173,10 @@ class Doctor:
         finding = f"{models.summary(self.recipe, 'student')}, {_size(self.student)}, {share:.1%} of the teacher's"
         return (GOOD, finding) if share < 1 else (NOTE, f"{finding}: it is no smaller than its teacher")
 
+    def _student_alone(self) -> tuple[str, str]:
+        self.student = models.build_student(self.recipe, self.run.data.kind, self.recipe.seeds[0])
+        return GOOD, f"{models.summary(self.recipe, 'student')}, {_size(self.student)}"
+
     def _classes(self) -> tuple[str, str]:
         names = list(self.run.data.space.names)
         if isinstance(self.run.prepared.validation, Windows):
@@ -176,8 +190,7 @@ class Doctor:
         return (NOTE, found) if found else (GOOD, f"{len(names)} classes, the same in both")
 
     def _objective(self) -> tuple[str, str]:
-        self.trainer = self._made_trainer()
-        teacher, inner = self.trainer.teacher, self.teacher
+        teacher, inner = self._made().teacher, self.teacher
         if teacher is None or inner.training or any(parameter.requires_grad for parameter in inner.parameters()):
             return BAD, "the teacher is not frozen in eval mode; report this as a bug"
         return (
@@ -185,19 +198,21 @@ class Doctor:
             f"{self.trainer.distillation_objective!r}; the teacher is frozen, in eval mode, and no part of the student",
         )
 
-    def _made_trainer(self) -> DistillationTrainer:
+    def _made(self) -> DistillationTrainer:
         prepared = self.run.prepared
         student, teacher = self.run.views
-        return DistillationTrainer(
+        given = None if self.recipe.teacher.beside else self.teacher
+        self.trainer = DistillationTrainer(
             self.student,
             self.settings.config(self.folder, eval_strategy="no", load_best_model_at_end=False),
-            teacher_model=models.as_teaching(self.teacher),
+            teacher_model=self.run.teaching(self.recipe.seeds[0]) if given is None else models.as_teaching(given),
             objective=self.recipe.objective.build(),
             processing_class=student.processor,
             teacher_processing_class=(student if prepared.shared else teacher).processor,
             train_dataset=prepared.student_train(),
             data_collator=whole_batch,
         )
+        return self.trainer
 
     def _inputs(self) -> tuple[str, str]:
         example = self.run.prepared.student_train().__getitems__([0])

@@ -9,6 +9,7 @@ from hfdistill.config import DistillationConfig
 from hfdistill.data.sources import DIGITS, PYDOC_TOPICS
 from hfdistill.objective import Objective
 from hfdistill.recipe import Recipe, recipe_of
+from hfdistill.recipe.beside import beside_in_words
 from hfdistill.report import Report, report_of
 from hfdistill.report_text import ROLE_NAMES, comparison
 from hfdistill.run_folder import RunFolder, Stage, read_json
@@ -52,7 +53,8 @@ def run_card_facts(run: RunFolder, stage: Stage, repository: str) -> CardFacts:
     seed = stage.folder.parent.name.removeprefix("seed-")
     metric = report.main_metric
     published, value = metric.published(report.models[stage.name].by_seed[int(seed)])
-    teacher = recipe.teacher.model or str(run.teacher.facts.get("model") if run.teacher else recipe.teacher.config)
+    known = run.teacher.facts.get("model") if run.teacher else recipe.teacher.config
+    teacher = beside_in_words(recipe.teacher) if recipe.teacher.beside else recipe.teacher.model or str(known)
     started = recipe.student.model or (recipe.teacher.model if recipe.student.from_teacher is not None else None)
     return CardFacts(
         name=repository.rpartition("/")[2],
@@ -96,12 +98,17 @@ def _objective(recipe: Recipe, problem_type: str) -> Objective:
 
 
 def _teacher_training(recipe: Recipe) -> str | None:
+    if recipe.teacher.beside:
+        return "which learnt beside it in this run"
     if recipe.teacher.zero_shot is not None:
         return "asked by the names of the classes, and not trained on the data"
     return None if recipe.teacher.finetune is None else "trained on the labels of the same data first"
 
 
 def _teacher_licence(recipe: Recipe) -> str | None:
+    if recipe.teacher.beside:
+        peer = recipe.peer()
+        return "none of its own, it learnt in this run" if peer is None else known_licence(peer.model, peer.revision)
     if recipe.teacher.config is not None:
         return FROM_SCRATCH
     members = recipe.teacher.members

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hfdistill.recipe.beside import KEYS as BESIDE
 from hfdistill.recipe.shipped import method_path, recipe_path
 from hfdistill.recipe.values import RecipeError
 from hfdistill.recipe.whole import Recipe, recipe_of
@@ -29,7 +30,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-METHOD_KEYS = ("objective", "assistants")
+METHOD_KEYS = ("objective", "assistants", "teacher")
 
 
 def load_recipe(
@@ -37,13 +38,14 @@ def load_recipe(
 ) -> Recipe:
     """The recipe of a file or of a shipped name, with `overrides` such as {"training.learning_rate": "1e-4"}.
 
-    `method` is a file or a shipped name whose objective, and assistants, take the place of the recipe's.
+    `method` is a file or a shipped name whose objective, assistants, and teacher that learns beside the student take
+    the place of the recipe's.
     Errors: RecipeError naming the file, the key and the nearest key for whatever cannot be run.
     """
     path = recipe_path(name_or_path)
     content = _parsed(path)
     if method is not None:
-        content = {**content, **_method(method)}
+        content = _with_method(content, _method(method))
     try:
         for key, text in (overrides or {}).items():
             content = _overridden(content, key, text)
@@ -58,9 +60,24 @@ def _method(name_or_path: str | Path) -> dict[str, Any]:
     for key in content:
         if key not in METHOD_KEYS:
             raise RecipeError(
-                f"{path}: {key} is no part of a method; expected {' and '.join(METHOD_KEYS)}. The rest is the recipe's."
+                f"{path}: {key} is no part of a method; expected {', '.join(METHOD_KEYS)}. The rest is the recipe's."
+            )
+    for key in content.get("teacher") or ():
+        if key not in BESIDE:
+            raise RecipeError(
+                f"{path}: teacher.{key} is no part of a method, whose teacher can only be one that learns beside the "
+                f"student: {' or '.join(BESIDE)}. Any other is the recipe's."
             )
     return content
+
+
+def _with_method(recipe: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content with a method's over it; a teacher that is replaced still says how examples are read."""
+    former = recipe.get("teacher")
+    if method.get("teacher") and isinstance(former, dict):
+        processor = former.get("processor") or former.get("model")
+        method = {**method, "teacher": {"processor": processor, **method["teacher"]}}
+    return {**recipe, **method}
 
 
 def override_arguments(arguments: Sequence[str]) -> dict[str, str]:

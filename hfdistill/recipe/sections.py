@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfdistill.recipe.adapters import adapters_of
+from hfdistill.recipe.beside import KEYS as BESIDE
+from hfdistill.recipe.beside import check_beside
 from hfdistill.recipe.ensemble import check_ensemble
 from hfdistill.recipe.generation import check_generation
 from hfdistill.recipe.objective import terms_of
@@ -48,7 +50,9 @@ class TeacherSection:
     of images and texts that is asked by the names of the classes: `templates` (texts with one {} each) and
     `class_names` (words for the data's names), both optional. With `ensemble` several teachers are used as they are,
     each with `model`, `revision` and `init_kwargs` of its own; `weights`, `average` (probabilities or logits) and
-    `confidence` are those of EnsembleTeacher, and all are of one processor.
+    `confidence` are those of EnsembleTeacher, and all are of one processor. With `ema` (a decay such as 0.999) the
+    moving average of the student's weights teaches, with `peer` ("student", or the keys of a student section) a second
+    student that learns in turn; both read what the student reads, and `processor` is that of a student from a config.
     """
 
     SECTION: ClassVar[str] = "teacher"
@@ -64,10 +68,14 @@ class TeacherSection:
     weights: list[float] | None = None
     average: Literal["probabilities", "logits"] = "probabilities"
     confidence: bool = False
+    ema: float | None = None
+    peer: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _check_source(self, {"model": self.model, "config": self.config, "ensemble": self.ensemble})
+        names = ("model", "config", "ensemble", *BESIDE)
+        _check_source(self, {name: vars(self)[name] for name in names})
         check_ensemble(self)
+        check_beside(self)
         if self.zero_shot is not None:
             self._check_zero_shot(self.zero_shot)
         if self.finetune is not None:
@@ -77,6 +85,11 @@ class TeacherSection:
                 "teacher.config: a teacher built from a config knows nothing yet; add teacher.finetune (it "
                 "may be {} to train like the student), or name a trained teacher in teacher.model."
             )
+
+    @property
+    def beside(self) -> bool:
+        """Whether it learns beside the student, and is not there before."""
+        return self.ema is not None or self.peer is not None
 
     @property
     def members(self) -> list[TeacherSection]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from hfdistill.recipe.assistants import assistant_sections
+from hfdistill.recipe.beside import check_learning_beside, peer_section
 from hfdistill.recipe.sections import DataSection, ObjectiveSection, StudentSection, TeacherSection, settle
 from hfdistill.recipe.training import training_settings
 from hfdistill.recipe.two_heads import check_two_heads
@@ -39,6 +40,8 @@ class Recipe:
                 f"seeds: got {self.seeds}, expected different whole numbers of at least 0, such as [42, 43]."
             )
         check_two_heads(self.student, self.objective)
+        check_learning_beside(self.teacher, self.student, self.objective, assistants=bool(self.assistants))
+        self.peer()
         if self.teacher.zero_shot is not None and self.student.from_teacher is not None:
             raise RecipeError(
                 "student.from_teacher: layers of a zero-shot teacher make no classifier; name student.model or "
@@ -55,6 +58,10 @@ class Recipe:
         return assistant_sections(
             self.assistants, self.student, lambda keys, path: _section(StudentSection, keys, path)
         )
+
+    def peer(self) -> StudentSection | None:
+        """The second student that learns beside the first, where there is one."""
+        return peer_section(self.teacher, self.student, lambda keys, path: _section(StudentSection, keys, path))
 
     def to_dict(self) -> dict[str, Any]:
         """Every key with its value, as written to recipe.yaml."""

@@ -84,11 +84,14 @@ def _set(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def planned_stages(recipe: Recipe, data: TaskData, output: Path) -> list[Stage]:
     """Every stage that the recipe asks for or that the output folder holds, in the order in which they run."""
-    stages = [Stage(TEACHER, 0, output / TEACHER, _teacher_parts(recipe, data), True)]
+    stages = [Stage(TEACHER, 0, output / TEACHER, _teacher_parts(recipe, data), not recipe.teacher.beside)]
+    taught_by: Any = stages[0].fingerprint
+    if recipe.teacher.beside:
+        taught_by = {key: vars(recipe.teacher)[key] for key in ("ema", "peer", "processor")}
     for seed in [*recipe.seeds, *(seed for seed in _seeds_there(output) if seed not in recipe.seeds)]:
         wanted = seed in recipe.seeds
         parts = _student_parts(recipe, data, seed)
-        student = parts | {"objective": asdict(recipe.objective), "teacher": stages[0].fingerprint}
+        student = parts | {"objective": asdict(recipe.objective), "teacher": taught_by}
         finetuned = {
             "student": Stage(STUDENT, seed, output, student, True).fingerprint,
             "finetune": stage_settings(recipe, FINETUNED, seed).deciding(),

@@ -26,6 +26,7 @@ from hfdistill.data.processors import loaded_processor
 from hfdistill.errors import HfDistillError, nearest
 from hfdistill.loading import load_teacher, why_not_loaded
 from hfdistill.recipe import Recipe, RecipeError, StudentSection, TeacherSection
+from hfdistill.recipe.beside import beside_in_words
 from hfdistill.recipe.ensemble import set_options
 from hfdistill.recipe.values import unknown_key
 from hfdistill.stages.several import SeveralTeachers
@@ -224,6 +225,8 @@ def summary(recipe: Recipe, role: str) -> str:
 
 def _origin(recipe: Recipe, role: str) -> str:
     section: Any = recipe.teacher if role == "teacher" else recipe.student
+    if role == "teacher" and section.beside:
+        return beside_in_words(section)
     if role == "teacher" and section.ensemble is not None:
         return f"{', '.join(str(each.model) for each in section.members)} ({set_options(section)})"
     if section.model is not None:

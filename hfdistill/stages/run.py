@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from torch import nn
 
 from hfdistill._atomic import write_json, write_text
 from hfdistill.contract import config_class_names
@@ -25,7 +26,7 @@ from hfdistill.data import (
 from hfdistill.data.columns import IMAGE
 from hfdistill.measure import speeds
 from hfdistill.recipe import Recipe, RecipeError
-from hfdistill.stages import models
+from hfdistill.stages import beside, models
 from hfdistill.stages.chain import assistant_runs, claim
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.exams import outcome_of
@@ -96,13 +97,16 @@ class Run:
     def data(self) -> TaskData:
         """The examples; a teacher that is used as it is names bare numbers."""
         known = None
-        if self.recipe.teacher.finetune is None and self.recipe.teacher.zero_shot is None:
+        teacher = self.recipe.teacher
+        if teacher.finetune is None and teacher.zero_shot is None and not teacher.beside:
             known = config_class_names(models.named_config(self.recipe.teacher.members[0]))
         return read_data(self.recipe.data, known)
 
     @cached_property
     def views(self) -> tuple[View, View]:
         """How student and teacher see an example."""
+        if self.recipe.teacher.beside:
+            return beside.views(self.recipe, self.data.kind, self.data.train.dataset)
         first, *others = self.recipe.teacher.members
         teacher_config = models.named_config(first)
         own = self.recipe.student.from_teacher is None
@@ -129,7 +133,7 @@ class Run:
         return prepare(self.data, student, teacher if differences else None, self.reporter.bar)
 
     def teacher(self) -> models.AnyTeacher:
-        """The teacher as it teaches: fine-tuned if the recipe asks for it."""
+        """The teacher that is there before the student as it teaches: fine-tuned if the recipe asks for it."""
         if not self._teacher:
             finetuned = self.recipe.teacher.finetune is not None
             folder = self.output / TEACHER
@@ -139,6 +143,12 @@ class Run:
                 else models.load_teacher_in_use(self.recipe, self.data.kind)
             )
         return self._teacher[0]
+
+    def teaching(self, seed: int) -> Any:
+        """What a trainer is given as its teacher."""
+        if self.recipe.teacher.beside:
+            return beside.teacher(self.recipe, self.data.kind, seed)
+        return models.as_teaching(self.teacher())
 
     def with_recipe(self, recipe: Recipe) -> Run:
         """This run with another recipe; what is made already stays where the sections that it comes from are equal."""
@@ -158,6 +168,7 @@ class Run:
         check_output(self.output)
         for stage in (TEACHER, CONTROL, STUDENT, FINETUNED):
             stage_settings(self.recipe, stage, self.recipe.seeds[0]).config(self.output)
+        beside.check(self.recipe, self.data.space)
         objective = self.recipe.objective
         if (objective.mixup or objective.cutmix) and (self.data.kind.name != IMAGE or not self.data.space.whole):
             raise RecipeError(
@@ -227,7 +238,7 @@ class Run:
             self.prepared.student_train(),
             self.prepared.evaluation("validation", "both"),
             student.processor,
-            models.as_teaching(self.teacher()),
+            self.teaching(stage.seed),
             (student if self.prepared.shared else teacher).processor,
             self.recipe.objective.build(),
         )
@@ -275,7 +286,8 @@ class Run:
         space = self.data.space
 
         def outcome(split: str) -> Outcome:
-            teacher = None if stage.name == TEACHER else self.teacher()
+            # One that learns beside the student is not kept, so that there is nothing to compare with.
+            teacher = None if stage.name == TEACHER or self.recipe.teacher.beside else self.teacher()
             student_view, teacher_view = self.views
             own = teacher_view if stage.name == TEACHER else student_view
             processors = (own.processor, teacher_view.processor)
@@ -327,12 +339,16 @@ class Run:
     def _measure(self) -> None:
         folder = self.output / f"seed-{self.recipe.seeds[0]}" / STUDENT
         student = models.load_finished_student(folder, self.recipe, self.data.kind)
-        device: Any = self.teacher().device
-        both = {"teacher": self.teacher(), "student": student.to(device)}
+        teacher = None if self.recipe.teacher.beside else self.teacher()
+        own = stage_settings(self.recipe, STUDENT, self.recipe.seeds[0]).config(self.output).device
+        device: Any = own if teacher is None else teacher.device
+        measured: dict[str, nn.Module] = {"student": student.to(device)}
+        if teacher is not None:
+            measured = {"teacher": teacher, **measured}
         inputs = {}
-        for name, model in both.items():
+        for name, model in measured.items():
             view = TEACHER_VIEW if name == "teacher" else STUDENT_VIEW
             examples = self.prepared.evaluation("test", view)
             batch = examples.__getitems__(range(min(32, len(examples))))
             inputs[name] = forward_inputs(model, batch)
-        write_json(self.output / "speed.json", speeds(both, inputs))
+        write_json(self.output / "speed.json", speeds(measured, inputs))

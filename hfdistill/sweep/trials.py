@@ -195,9 +195,9 @@ class Sweep:
         }
         if len(result.by_seed) == len(plan.last):
             result.state = FINISHED
-        teacher = plan.shared[0].folder
-        if plan.trial.home == "." and teacher not in self.pending:
-            self.results.teacher = read_stage(teacher / STAGE_FILE).validation_metrics
+        teacher = plan.shared[0]
+        if plan.trial.home == "." and teacher.wanted and teacher.folder not in self.pending:
+            self.results.teacher = read_stage(teacher.folder / STAGE_FILE).validation_metrics
 
     def _run_of(self, trial: Trial) -> Run:
         """The machinery for a trial, with what is loaded already where it serves this one too."""

@@ -102,7 +102,10 @@ def test_the_doctor_knows_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"teacher": {"model": "vit"}}, "expected exactly one of model, config, ensemble; model and ensemble came"),
+        (
+            {"teacher": {"model": "vit"}},
+            "expected exactly one of model, config, ensemble, ema, peer; model and ensemble",
+        ),
         ({"teacher": {"ensemble": []}}, "No members came"),
         ({"teacher": {"ensemble": [{"modle": "a"}]}}, r"teacher\.ensemble\.0\.modle: .* did you mean 'model'"),
         ({"teacher": {"ensemble": [{"revision": "a"}]}}, r"teacher\.ensemble\.0\.model: this key is missing"),
