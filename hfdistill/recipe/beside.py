@@ -55,7 +55,7 @@ def check_learning_beside(
     if teacher.peer is not None:
         _check_peer_terms(objective)
         for key in ("peft", "distillation_token"):
-            if vars(student)[key]:
+            if vars(student)[key] not in (None, False):
                 raise RecipeError(f"student.{key}: two students that learn together are whole models with one head.")
 
 
@@ -99,6 +99,6 @@ def peer_section(
         raise RecipeError(f"{path}: got {given!r}, expected the keys of a model, such as {{config: ...}}, or {SAME!r}.")
     section = section_of(given, path)
     for key in ("from_teacher", "finetune", "peft", "distillation_token"):
-        if vars(section)[key]:
+        if vars(section)[key] not in (None, False):
             raise RecipeError(f"{path}.{key}: a peer is a whole model with one head; expected model or config.")
     return section

@@ -62,7 +62,10 @@ def _method(name_or_path: str | Path) -> dict[str, Any]:
             raise RecipeError(
                 f"{path}: {key} is no part of a method; expected {', '.join(METHOD_KEYS)}. The rest is the recipe's."
             )
-    for key in content.get("teacher") or ():
+    teacher = content.get("teacher", {})
+    if not isinstance(teacher, dict):
+        raise RecipeError(f"{path}: teacher: got {teacher!r}, expected {' or '.join(BESIDE)}, such as {{ema: 0.999}}.")
+    for key in teacher:
         if key not in BESIDE:
             raise RecipeError(
                 f"{path}: teacher.{key} is no part of a method, whose teacher can only be one that learns beside the "

@@ -114,7 +114,7 @@ def test_a_sweep_needs_no_teacher(tmp_path: Path) -> None:
         ({"teacher": {"peer": "pupil"}}, r"teacher\.peer: got 'pupil', expected the keys of a model"),
         ({"teacher": {"peer": {"confg": {}}}}, r"teacher\.peer\.confg: .* did you mean 'config'"),
         (
-            {"teacher": {"peer": {"model": "a", "finetune": {"max_steps": 1}}}},
+            {"teacher": {"peer": {"model": "a", "finetune": {}}}},
             r"teacher\.peer\.finetune: .* whole model",
         ),
         ({"teacher": {"peer": "student"}, "objective": {"alpha": 1.0}}, "without labels two students could only agree"),
