@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -111,6 +112,25 @@ class LiveMember:
         return Said(self.who, self.teacher(self.view(inputs)).logits, examples)
 
 
+class MixedTargets(Targets):
+    """Targets of several teachers whose `logits` are mixed when somebody asks for them.
+
+    Terms mix at temperatures of their own, and faults are looked for in what each teacher has `said`, so that a step
+    asks for none at temperature 1.
+    """
+
+    _together: Mixture
+
+    def __init__(self, mixture: Mixture, said: tuple[Said, ...], together: Mixture) -> None:
+        # Not as a dataclass does it, which would need the logits now.
+        vars(self).update(mixture=mixture, said=said, fields={}, _together=together)
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """Those together, at temperature 1."""
+        return self._together.at(1.0)
+
+
 class LiveEnsemble:
     """Teachers in memory whose targets are those of all together. It takes a whole batch, with its labels.
 
@@ -142,7 +162,7 @@ class LiveEnsemble:
             return Targets(weighted_mean(given, weights), said=said)
         # A term brings the logits as they came to the student's places: once, and not by way of another teacher's.
         mixture = Mixture([each.logits for each in said], weights, self._sigmoid)
-        return Targets(Mixture(given, weights, self._sigmoid).at(1.0), mixture=mixture, said=said)
+        return MixedTargets(mixture, said, Mixture(given, weights, self._sigmoid))
 
     @property
     def _sigmoid(self) -> bool:

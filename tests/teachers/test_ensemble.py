@@ -103,6 +103,28 @@ def test_each_term_has_the_mixture_at_its_own_temperature(loss: str, tmp_path: P
     assert not any(teacher.training for teacher in teachers)
 
 
+def test_a_step_mixes_once_a_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the term's temperature, whether that is 1 or not; the watch over faults needs no mixture."""
+    student, *teachers = three_of()
+    asked: list[object] = []
+    at = Mixture.at
+
+    def counted(mixture: Mixture, temperature: float, *others: Any) -> torch.Tensor:
+        asked.append(temperature)
+        return at(mixture, temperature, *others)
+
+    monkeypatch.setattr(Mixture, "at", counted)
+    for temperature in (1.0, 4.0):
+        arguments = by_sgd.arguments(tmp_path, alpha=0.5, temperature=temperature, max_steps=2)
+        data = examples("vit", SINGLE)
+        made(tmp_path, student, EnsembleTeacher(teachers), args=arguments, train_dataset=data).train()
+        assert len(asked) >= 2 and set(asked) == {temperature}
+        assert len(asked) == 2 * arguments.gradient_accumulation_steps
+        asked.clear()
+    targets = ensemble_of(torch.zeros(1, 2), torch.ones(1, 2))({})
+    assert asked == [] and targets.logits is targets.logits and asked == [1.0]
+
+
 def test_the_default_temperature_and_none() -> None:
     """A loss without a temperature, and one with standardised logits, sees the mixture at 1; else its own default."""
     one, other = torch.tensor([[3.0, 0.0, -1.0]]), torch.tensor([[-1.0, 0.0, 2.0]])
