@@ -18,6 +18,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,23 @@ def shorten(options: Any, recipe: Recipe) -> None:
             shorten(each, recipe)
 
 
-def validation(recipe: Recipe, folder: Path) -> Facts:
+def share_teacher(output: Path, folder: Path, kind: str) -> None:
+    """Give a new run the examined teacher of the runs before, or them its own; all of them have the same."""
+    kept, own = output / f"teacher-{kind}", folder / TEACHER
+    source, target = (kept, own) if kept.is_dir() else (own, kept)
+    if (source / STAGE_FILE).is_file() and not target.is_dir():
+        shutil.copytree(source, target)
+
+
+def validation(recipe: Recipe, folder: Path, output: Path) -> Facts:
     """Train one student, or find it finished, and look at the validation split alone."""
+    share_teacher(output, folder, "validated")
     run = Run(
         dataclasses.replace(recipe, seeds=recipe.seeds[:1], control=False), folder, Reporter(silent=True), tested=False
     )
     for planned in run.open(overwrite=False):
         run.do(planned)
+    share_teacher(output, folder, "validated")
     metrics: Facts = stage(folder, STUDENT, recipe.seeds[0])["validation_metrics"]
     return metrics
 
@@ -95,7 +106,7 @@ def method_numbers(
         chosen, tried, trained = "paper", {}, {}
         final = given
     else:
-        tried = {key: validation(each, output / name / key) for key, each in candidates(given).items()}
+        tried = {key: validation(each, output / name / key, output) for key, each in candidates(given).items()}
         metric = main_metric(
             json.loads((output / "base" / "report.json").read_text())["problem_type"], next(iter(tried.values()))
         )
@@ -103,7 +114,10 @@ def method_numbers(
         final = candidates(given)[chosen]
         folder = output / name / chosen / f"seed-{base.seeds[0]}" / STUDENT
         trained = {json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))["fingerprint"]: folder}
+    first = "assistant-1" if final.assistants else "."
+    share_teacher(output, output / name / "final" / first, "tested")
     run_recipe(final, output / name / "final", Reporter(silent=True), trained=trained)
+    share_teacher(output, output / name / "final" / first, "tested")
     return {"chosen": chosen, "validation": tried, "folder": str(output / name / "final")}
 
 
