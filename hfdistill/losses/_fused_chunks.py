@@ -1,0 +1,254 @@
+"""The fused head's loop: chunks of rows under a byte budget, each projected, swept and folded into gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfdistill.losses._checks import widened
+from hfdistill.losses._fused_blocks import (
+    BUFFERS,
+    Kind,
+    NoScratch,
+    RowBlock,
+    Scratch,
+    Student,
+    Teacher,
+    TopKBlock,
+)
+from hfdistill.losses._fused_products import Products, multiplied_natively
+from hfdistill.losses._fused_sweep import sweep
+
+LEAST_ROWS = {"cpu": 256}
+"""Chunks of fewer rows read the heads more often than a product takes; other devices: MOST_ROWS."""
+MOST_ROWS = 4096
+LEAST_BYTES = 64 * 2**20
+BLOCK_ELEMENTS = {"cpu": 2**18}
+"""What one thread sweeps at a time, so that it stays in its cache."""
+SHARED_BLOCK_ELEMENTS = 2**22
+"""The same where threads share an operation, or a device does: small ones are all waiting."""
+
+
+@dataclass
+class Job:
+    """All that does not need a gradient; tensors of rows are those of the rows that are projected."""
+
+    student: Student
+    kind: Kind | None
+    teacher: Teacher | None
+    teacher_hidden: Tensor | None
+    teacher_weight: Tensor | None
+    top_k: TopKBlock | None
+    labels: Tensor | None
+    smoothing: float
+    label_weight: Tensor | None
+    divergence_weight: Tensor | None
+    width: int
+    dtype: torch.dtype
+    chunk_bytes: int | None
+    compiled: bool
+    wide_gradient: bool
+    gradient: bool
+
+
+def product_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype to multiply in: the common one, or autocast's, and float32 where the device has no better."""
+    device = tensors[0].device
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    else:
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return dtype if multiplied_natively(dtype, device) else torch.float32
+
+
+def chunk_rows(rows: int, row_bytes: int, device: torch.device, head_bytes: int, chunk_bytes: int | None) -> int:
+    """How many rows to project at a time: as many as the budget allows, and chunks of equal size."""
+    if chunk_bytes is None:
+        least = LEAST_ROWS.get(device.type, MOST_ROWS)
+        most = max(least, max(LEAST_BYTES, head_bytes // 4) // row_bytes)
+    else:
+        most = max(1, chunk_bytes // row_bytes)
+    chunks = -(-rows // most)
+    return -(-rows // max(1, chunks))
+
+
+class Fused(torch.autograd.Function):
+    """Total, cross-entropies and divergences of rows; the gradients of the total are made beside them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, *added: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`added` are pairs: inputs `(rows, rank)`, weight `(classes, rank)`."""
+        needed = ctx.needs_input_grad if job.gradient else (False,) * len(ctx.needs_input_grad)
+        run = Run(hidden, weight, bias, job, added, needed)
+        values = run()
+        ctx.gradients = run.gradients()
+        ctx.mark_non_differentiable(*(each for each in values if each is not None))
+        total = hidden.new_zeros((), dtype=widened(hidden[:0]).dtype)
+        for each, coefficient in zip(values, (job.label_weight, job.divergence_weight), strict=True):
+            if each is not None and coefficient is not None:
+                # A row without weight may hold an infinite value: 0 times that would be NaN.
+                total = total + torch.where(coefficient != 0, each.unsqueeze(1) * coefficient, 0.0).sum()
+        return total, *values
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """The gradients times that of the total."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "fused_linear got create_graph=True, expected a first gradient only: it is made in the forward and has "
+                "no graph of its own. Use the plain losses on logits for gradients of gradients."
+            )
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "fused_linear got a second backward through one call, expected one: its gradients are handed on, not "
+                "kept. Call it again, or add up the losses and run backward once."
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        return tuple(None if each is None else each.mul_(grad_total) for each in gradients)
+
+
+class Run:
+    """One forward: its buffers and the gradients it adds up."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        job: Job,
+        added: tuple[Tensor, ...],
+        needed: tuple[bool, ...],
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.job = hidden, weight, bias, job
+        self.added = tuple(tensor.detach() for tensor in added)
+        self.gradient = any(needed)
+        device, dtype = hidden.device, job.dtype
+        self.products = Products(weight, dtype)
+        self.taught = None if job.teacher_weight is None else Products(job.teacher_weight, dtype)
+        width = weight.shape[0]
+        row_bytes = (width + (0 if self.taught is None else job.width)) * dtype.itemsize
+        head_bytes = weight.numel() * weight.element_size()
+        self.rows = chunk_rows(len(hidden), row_bytes, device, head_bytes, job.chunk_bytes)
+        self.logits = torch.empty(self.rows, width, dtype=dtype, device=device)
+        self.teacher_logits = (
+            None if self.taught is None else torch.empty(self.rows, job.width, dtype=dtype, device=device)
+        )
+        wide = torch.float32 if job.wide_gradient and weight.dtype.itemsize < 4 else weight.dtype
+        into_hidden, into_weight, into_bias, _, *into_added = needed
+        self.of_hidden = torch.empty_like(hidden, dtype=dtype) if into_hidden else None
+        self.of_weight = torch.zeros_like(weight, dtype=wide) if into_weight else None
+        self.of_bias = widened(torch.zeros_like(bias)) if into_bias and bias is not None else None
+        self.of_added = [
+            torch.zeros_like(tensor, dtype=dtype) if asked else None
+            for tensor, asked in zip(added, into_added, strict=True)
+        ]
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """One for each argument of `Fused`, in the dtype of the argument."""
+        found = (self.of_hidden, self.of_weight, self.of_bias, None, *self.of_added)
+        arguments = (self.hidden, self.weight, self.bias, None, *self.added)
+        return tuple(
+            None if each is None or argument is None else each.to(argument.dtype)
+            for each, argument in zip(found, arguments, strict=True)
+        )
+
+    def __call__(self) -> tuple[Tensor | None, Tensor | None]:
+        """Cross-entropies and divergences of all rows, `(rows,)`."""
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        for start in range(0, len(self.hidden), max(1, self.rows)):
+            chunk = slice(start, min(start + self.rows, len(self.hidden)))
+            for values in self._swept(chunk):
+                for part, value in zip(parts, values, strict=True):
+                    if value is not None:
+                        part.append(value.squeeze(1))
+            if self.gradient:
+                self._fold(chunk)
+        job = self.job
+        none = widened(self.hidden[:0, 0])
+        label, divergence = (torch.cat(part) if part else none for part in parts)
+        return (None if job.labels is None else label), (None if job.kind is None else divergence)
+
+    def _swept(self, chunk: slice) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """Project a chunk's rows and make gradients of their logits, block by block."""
+        job, count = self.job, chunk.stop - chunk.start
+        logits = self.logits[:count]
+        self.products.logits_into(logits, self.hidden[chunk].to(job.dtype))
+        for inputs, weight in zip(self.added[::2], self.added[1::2], strict=True):
+            logits.addmm_(inputs[chunk].to(job.dtype), weight.to(job.dtype).t())
+        targets = None
+        if self.taught is not None:
+            assert self.teacher_logits is not None and job.teacher_hidden is not None
+            targets = self.teacher_logits[:count]
+            self.taught.logits_into(targets[:, : self.taught.classes], job.teacher_hidden[chunk].to(job.dtype))
+        size = self._block_rows(count)
+        scratch: Scratch = NoScratch() if job.compiled else self._scratch(size)
+        step: Callable[..., tuple[Tensor | None, Tensor | None]] = _compiled() if job.compiled else sweep
+        for start in range(0, count, size):
+            inner = slice(start, min(start + size, count))
+            outer = slice(chunk.start + inner.start, chunk.start + inner.stop)
+            block = widened(logits[inner])
+            rows = RowBlock(
+                _part(job.labels, outer),
+                job.smoothing,
+                self._slope(job.label_weight, outer),
+                self._slope(job.divergence_weight, outer),
+            )
+            known: Tensor | TopKBlock | None = None if targets is None else widened(targets[inner])
+            if job.top_k is not None:
+                known = TopKBlock(job.top_k.indices[outer], job.top_k.kept[outer])
+            yield step(job.student, block, rows, scratch, job.kind, job.teacher, known)
+            if self.gradient:
+                if self.of_bias is not None:
+                    self.of_bias += block.sum(0)
+                if block.dtype != logits.dtype:
+                    logits[inner] = block
+
+    def _fold(self, chunk: slice) -> None:
+        """Add a chunk's share to the gradients."""
+        gradient = self.logits[: chunk.stop - chunk.start]
+        if self.of_hidden is not None:
+            self.products.hidden_into(self.of_hidden[chunk], gradient)
+        if self.of_weight is not None:
+            self.products.add_weight_gradient(self.of_weight, gradient, self.hidden[chunk].to(gradient.dtype))
+        for place in range(0, len(self.added), 2):
+            inputs, weight = (tensor.to(gradient.dtype) for tensor in self.added[place : place + 2])
+            of_inputs, of_weight = self.of_added[place : place + 2]
+            if of_inputs is not None:
+                torch.mm(gradient, weight, out=of_inputs[chunk])
+            if of_weight is not None:
+                of_weight.addmm_(gradient.t(), inputs[chunk])
+
+    def _slope(self, weight: Tensor | None, chosen: slice) -> Tensor | None:
+        """What multiplies the gradient of a term by the head's products."""
+        return None if weight is None or not self.gradient else weight[chosen] * self.job.student.curve.scale
+
+    def _block_rows(self, count: int) -> int:
+        if self.job.compiled:
+            return max(1, count)
+        alone = self.hidden.device.type == "cpu" and torch.get_num_threads() == 1
+        elements = BLOCK_ELEMENTS["cpu"] if alone else SHARED_BLOCK_ELEMENTS
+        return max(1, min(count, elements // self.weight.shape[0]))
+
+    def _scratch(self, rows: int) -> Scratch:
+        if self._buffers is None:
+            width = max(self.weight.shape[0], self.job.width)
+            self._buffers = Scratch(BUFFERS, rows, width, self.hidden, widened(self.logits[:0]).dtype)
+        return self._buffers
+
+    _buffers: Scratch | None = None
+
+
+def _part(rows: Tensor | None, chosen: slice) -> Tensor | None:
+    return None if rows is None else rows[chosen]
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor | None, Tensor | None]]:
+    return torch.compile(sweep)
