@@ -18,6 +18,7 @@ from hfdistill.first_look import same_random_numbers
 from hfdistill.objective import Objective
 from hfdistill.schedules import is_used
 from hfdistill.tasks import ImageTextPairs, Task
+from hfdistill.teacher_forward import loading_options
 from hfdistill.teachers import EmaTeacher, EnsembleTeacher, MappedTeacher, OwnBase, Peer, ZeroShotTeacher
 
 AnyTeacher = nn.Module | EmaTeacher | EnsembleTeacher | MappedTeacher | OwnBase | Peer | str | None
@@ -88,7 +89,7 @@ def teacher_module(
         return teacher, teacher.config._name_or_path or None
     if not isinstance(teacher, str):
         return teacher, teacher.name if isinstance(teacher, ZeroShotTeacher) else None
-    return loading.load_teacher(teacher, args.teacher_model_revision, args.teacher_model_init_kwargs, task), teacher
+    return loading.load_teacher(teacher, args.teacher_model_revision, loading_options(args), task), teacher
 
 
 def _loaded_peer(name: str, args: DistillationConfig, student: nn.Module | str | None) -> PreTrainedModel:

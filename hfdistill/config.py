@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
-from hfdistill.errors import HfDistillError
+from hfdistill.errors import HfDistillError, nearest
+from hfdistill.teachers.copies import AS_LOADED, DTYPES
 
 
 @dataclass
@@ -16,7 +18,10 @@ class DistillationConfig(TrainingArguments):
     """TrainingArguments with the knobs of the default objective and of loading models by name.
 
     `alpha` is the share of the teacher, in [0, 1]: the total is `(1 - alpha) * task + alpha * T^2 * KL`. `temperature`
-    is T > 0. Both are ignored when the trainer is given an `objective`. Errors: HfDistillError for values outside.
+    is T > 0. Both are ignored when the trainer is given an `objective`. `teacher_dtype` and
+    `teacher_attn_implementation` hold for a teacher given by name and for a module, of which a copy runs then; losses
+    are computed in float32 all the same. `torch_compile` compiles both models. Errors: HfDistillError for values
+    outside.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 (upstream's type)
@@ -49,6 +54,27 @@ class DistillationConfig(TrainingArguments):
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained for a teacher given by name, such as dtype."}
     )
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={"help": "What the teacher computes in: bfloat16, float16, float32, or auto, as it was saved."},
+    )
+    teacher_attn_implementation: str | None = field(
+        default=None, metadata={"help": "The teacher's attention: sdpa, eager, flash_attention_2, ..."}
+    )
+    teacher_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows that the teacher reads at a time; the whole micro-batch if None, while memory lasts."},
+    )
+    teacher_device: str | None = field(
+        default=None,
+        metadata={"help": "Where the teacher computes, such as cpu or cuda:1; beside the student if None."},
+    )
+    teacher_sharded: bool = field(
+        default=False, metadata={"help": "Cut the teacher among the processes by FSDP2, layer by layer."}
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "Lay out pictures and convolutions with the channels last in memory."}
+    )
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained for a student given by name."}
     )
@@ -71,4 +97,27 @@ class DistillationConfig(TrainingArguments):
                 raise HfDistillError(f"{name} is {strength}; expected a finite number of at least 0, such as 0.8.")
         if not 0 < self.mix_probability <= 1:
             raise HfDistillError(f"mix_probability is {self.mix_probability}; expected a share above 0, up to 1.")
+        self._check_teacher()
         super().__post_init__()  # type: ignore[no-untyped-call]
+
+    def _check_teacher(self) -> None:
+        known = (AS_LOADED, *DTYPES)
+        if self.teacher_dtype is not None and self.teacher_dtype not in known:
+            raise HfDistillError(
+                f"teacher_dtype is {self.teacher_dtype!r}{nearest(str(self.teacher_dtype), known)} Expected one of "
+                f"{', '.join(known)}."
+            )
+        if self.teacher_batch_size is not None and self.teacher_batch_size < 1:
+            raise HfDistillError(f"teacher_batch_size is {self.teacher_batch_size}; expected at least 1 row, or None.")
+        if self.teacher_device is not None:
+            try:
+                torch.device(self.teacher_device)
+            except RuntimeError as error:
+                raise HfDistillError(
+                    f"teacher_device is {self.teacher_device!r}; expected a device such as cpu or cuda:1."
+                ) from error
+        if self.teacher_device is not None and self.teacher_sharded:
+            raise HfDistillError(
+                "teacher_device came beside teacher_sharded, which holds a piece of the teacher on each process's "
+                "device; expected one of them."
+            )

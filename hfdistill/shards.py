@@ -83,3 +83,22 @@ def same_everywhere(module: nn.Module) -> None:
     """Give each process the first one's parameters and buffers."""
     for tensor in (*module.parameters(), *module.buffers()):
         torch.distributed.broadcast(tensor.data, src=0)
+
+
+def in_pieces(model: nn.Module, device: torch.device) -> nn.Module:
+    """Cut a frozen model among all processes, in place; each layer is whole on the device only while it runs.
+
+    All processes have to run it equally often. Layers are what the outermost lists of modules hold.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for unit in (*_layers(model), model):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from child if isinstance(child, (nn.ModuleList, nn.Sequential)) else _layers(child)

@@ -8,16 +8,19 @@ from typing import Any, cast
 
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from hfdistill.adapters import check_base_teaches
 from hfdistill.arguments import AnyTeacher, processing_class_of
+from hfdistill.channels import contiguous, laid_out, lay_out, pictures_laid_out
 from hfdistill.checkpoints import SavingTrainer
 from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
 from hfdistill.mutual import check_peers, check_trainable_together
 from hfdistill.pairing import Pairing, paired, view_differences
-from hfdistill.shards import partitioned, same_everywhere
 from hfdistill.tasks import Task
+from hfdistill.tasks.layouts import EXAMPLES
+from hfdistill.teacher_forward import check_own_forward, further_arguments, portions_of, prepared
 from hfdistill.teachers import (
     AverageTeacher,
     EmaTeacher,
@@ -44,13 +47,44 @@ class TaughtTrainer(SavingTrainer):
     model_init: Callable[..., nn.Module] | None  # type: ignore[assignment]
     _reads_raw_columns: bool
 
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A new student, laid out in memory as the arguments ask for."""
+        model: nn.Module = super().call_model_init(trial)
+        return laid_out(model) if self.args.channels_last else model
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        ready: dict[str, Any] = super()._prepare_inputs(inputs)
+        return pictures_laid_out(ready) if self.args.channels_last else ready
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.channels_last and not isinstance(self.model, (PreTrainedModel, PeftModel)):
+            # Such a state goes to the file as it is, and a safetensors file holds no other layout.
+            state_dict = contiguous(self.model.state_dict() if state_dict is None else state_dict)
+        super()._save(output_dir, state_dict)
+
+    def _lay_out(self, teachers: Mapping[str, nn.Module | None]) -> None:
+        """Bring both models to channels last, where the arguments ask for it."""
+        if not self.args.channels_last:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.teacher_sharded:
+            raise HfDistillError(
+                "channels_last=True came with FSDP, DeepSpeed or teacher_sharded, which cut parameters along their "
+                "first axis; expected whole models. Leave it out."
+            )
+        lay_out({"student": self.model, **teachers})
+
     def _bind_several(self, several: Gathered, row: Task, given: Any, example: Mapping[str, Any]) -> Any:
         """Make an ensemble and the views of a batch; returns what the teachers' own view is made by."""
         self.tokens = VocabularyAlignment()
+        self._lay_out({member.who: member.module for member in several.members})
         processing_classes = several.processing_classes(given, self.processing_class)
         models = (self.model, row, self.task, self.distillation_objective)
         pupil = Pupil(*models, self.processing_class, self.label_names, self.args.device)
         ensemble, self.views = bound(several, pupil, processing_classes, example, self._prepared)
+        portions = portions_of(self.args, self.task)
+        for member in ensemble.members:
+            if isinstance(member.teacher, LiveTeacher):
+                member.teacher.portions = portions
         self.teacher = ensemble
         self.task = ensemble.task
         return processing_classes[0]
@@ -61,6 +95,8 @@ class TaughtTrainer(SavingTrainer):
         if processing_class is None:
             revision = self.args.teacher_model_revision
             processing_class = processing_class_of(teacher, self.teacher_name, self.processing_class, revision)
+        check_own_forward(self.args, given)
+        self._lay_out({"teacher": teacher})
         own = self._of_its_own(given) if self.distillation_objective.needs_teacher else None
         mapping = given if isinstance(given, MappedTeacher) else None
         self.teacher = own or self._teacher(teacher, row, processing_class, mapping, isinstance(given, Peer))
@@ -100,11 +136,14 @@ class TaughtTrainer(SavingTrainer):
         self.task, self.tokens = pairing.task, pairing.tokens
         if learning:
             return self._peer(teacher, pairing)
+        told = further_arguments(teacher, self.distillation_objective, self.task)
         return LiveTeacher(
             self._prepared(teacher),
-            pairing.columns,
-            pairing.read,
+            None if told else pairing.columns,
+            EXAMPLES.logits if told else pairing.read,
             (*self.distillation_objective.fields, *self.task.fields),
+            portions=portions_of(self.args, self.task),
+            arguments=told,
         )
 
     def _peer(self, peer: nn.Module, pairing: Pairing) -> PeerTeacher:
@@ -131,28 +170,10 @@ class TaughtTrainer(SavingTrainer):
         return PeerTeacher(peer, run, pairing.read, pairing.columns)
 
     def _prepared(self, teacher: nn.Module) -> nn.Module:
-        """A teacher on this process's device, whole, with Accelerate's mixed precision.
-
-        Errors: HfDistillError for one that ZeRO-3 has partitioned.
-        """
-        if partitioned(teacher):
-            raise HfDistillError(
-                f"The teacher's parameters ({type(teacher).__name__}) are partitioned by DeepSpeed's ZeRO-3, which "
-                "gathers those of the student alone; expected a whole model: load it before the DistillationConfig is "
-                "made, or give teacher_model its name."
-            )
-        known = list(self.accelerator._models)
-        # By itself Accelerate leaves a model where it is under FSDP, which would bring it to the device.
-        prepared: nn.Module = self.accelerator.prepare_model(
-            teacher, device_placement=True if self.is_fsdp_enabled else None, evaluation_mode=True
+        """A teacher as it is run, on its device and in its dtype."""
+        return prepared(
+            teacher, self.args, self.accelerator, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled
         )
-        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
-            # With it a model may be loaded on the first process alone, and FSDP hands out the student's weights only.
-            same_everywhere(prepared)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            # Among Accelerate's models it would pass for the student, which then is not prepared for an evaluation.
-            self.accelerator._models = known
-        return prepared
 
     def _of_its_own(self, given: AnyTeacher) -> Teacher | None:
         """A teacher that is made of the student, where one was asked for."""

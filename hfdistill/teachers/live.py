@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from hfdistill.errors import HfDistillError
 from hfdistill.sight import NOTHING, Seen, Sight, unwrapped, watched
-from hfdistill.tasks.layouts import EXAMPLES, output_field
+from hfdistill.tasks.layouts import EXAMPLES, first_tensor, output_field
+from hfdistill.teachers.copies import is_offloaded
+from hfdistill.teachers.crossing import brought, brought_back
+from hfdistill.teachers.portions import Portions
 from hfdistill.teachers.targets import Targets
+
+logger = logging.getLogger(__name__)
 
 Read = Callable[[Any, Mapping[str, Any]], torch.Tensor]
 
@@ -22,7 +29,9 @@ class LiveTeacher:
     state_dict, nor the optimizer, nor be put in train mode along with the student.
     `columns` picks and orders the teacher's classes as the student has them; None keeps them as they are. `read` takes
     the logits from the model's outputs and inputs, as the task does. `fields` names further outputs to give, `sight`
-    what of the model's insides.
+    what of the model's insides. `portions` says how many rows it reads at a time, and `arguments` are given to its
+    forward beside the inputs. It may compute on another device and in another dtype than the batch; targets come back
+    to the batch's device.
     """
 
     def __init__(
@@ -32,6 +41,8 @@ class LiveTeacher:
         read: Read = EXAMPLES.logits,
         fields: Sequence[str] = (),
         sight: Sight = NOTHING,
+        portions: Portions | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         model.requires_grad_(False)
         model.eval()
@@ -40,19 +51,44 @@ class LiveTeacher:
         self.read = read
         self.fields = tuple(fields)
         self.sight = sight
+        self.portions = portions or Portions()
+        self.arguments = dict(arguments or {})
+        self._offloaded = is_offloaded(model)
+        self._told = False
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Any]) -> Targets:
         """Targets for one batch of the teacher's inputs."""
         if self.model.training:
             self.model.eval()
-        seen = Seen(inputs)
-        with watched(unwrapped(self.model), self.sight, seen):
-            outputs = seen.outputs = self.model(**inputs, **self.sight.arguments)
-        logits = self.read(outputs, inputs)
+        if self.sight.scores and self.portions.size is not None:
+            raise HfDistillError(
+                f"The teacher reads {self.portions.size} rows at a time, and a term compares attention scores, which "
+                "are noted for a whole batch; expected one of the two. Leave teacher_batch_size out."
+            )
+        return self.portions(self._of_rows, inputs)
+
+    def _of_rows(self, inputs: Mapping[str, Any]) -> Targets:
+        bare = unwrapped(self.model)
+        there = brought(inputs, bare, self._offloaded)
+        seen = Seen(there)
+        with watched(bare, self.sight, seen):
+            outputs = seen.outputs = self._runs(bare)(**there, **self.sight.arguments, **self.arguments)
+        logits = self.read(outputs, there)
         if self.columns is not None:
             if self.columns.device != logits.device:
                 self.columns = self.columns.to(logits.device)
             logits = logits.index_select(-1, self.columns)
         fields = {name: output_field(outputs, name) for name in self.fields}
-        return Targets(logits, fields, seen if self.sight else None)
+        targets = Targets(logits, fields, seen if self.sight else None)
+        home = first_tensor(inputs).device
+        return targets if logits.device == home else brought_back(targets, inputs, home)
+
+    def _runs(self, bare: nn.Module) -> nn.Module:
+        """The model as it is called: a compiled one as it was before where a term looks inside, by hooks."""
+        if bare is self.model or not self.sight:
+            return self.model
+        if not self._told:
+            logger.info("The teacher is not compiled: a term looks inside of it, by hooks that a compiled model skips.")
+            self._told = True
+        return bare
