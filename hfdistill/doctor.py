@@ -182,12 +182,16 @@ class Doctor:
         if isinstance(self.run.prepared.validation, Windows):
             return GOOD, "an answer's start and end are places among the tokens, the same in both"
         if not names:
-            sizes = [vocabulary_size(model) for model in (self.student, self.teacher)]
+            sizes = [vocabulary_size(model) for model in (self.student, self._one_teacher())]
             return GOOD, f"a vocabulary of {sizes[0]:,} tokens in the student's head and {sizes[1]:,} in the teacher's"
         teachers = self.teacher.members if isinstance(self.teacher, SeveralTeachers) else [self.teacher]
         notices = [contract.aligned_classes(names, contract.class_names(each)).notice for each in teachers]
         found = "; ".join(dict.fromkeys(notice for notice in notices if notice))
         return (NOTE, found) if found else (GOOD, f"{len(names)} classes, the same in both")
+
+    def _one_teacher(self) -> torch.nn.Module:
+        """The teacher, or the first of several."""
+        return self.teacher.members[0] if isinstance(self.teacher, SeveralTeachers) else self.teacher
 
     def _objective(self) -> tuple[str, str]:
         teacher, inner = self._made().teacher, self.teacher
@@ -237,7 +241,7 @@ class Doctor:
             return self._judged(known["wer"] < 1, shown)
         if not space.whole and not space.names:
             source = self.run.prepared.validation
-            guess = source.guess if isinstance(source, Windows) else math.log(vocabulary_size(self.teacher) or 1)
+            guess = source.guess if isinstance(source, Windows) else math.log(vocabulary_size(self._one_teacher()) or 1)
             return self._judged(known["loss"] < guess, shown)
         if space.problem_type == SEGMENTATION:
             # One class everywhere reaches its own share of the pixels, divided by the number of classes.

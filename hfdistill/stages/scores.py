@@ -16,7 +16,9 @@ from hfdistill.metrics_text import entity_counts
 from hfdistill.objective import Objective
 from hfdistill.rows import Rows
 from hfdistill.stages.exam import Exam
+from hfdistill.stages.several import SeveralTeachers
 from hfdistill.sum_sheet import SumSheet
+from hfdistill.tasks import TASKS
 from hfdistill.trainer import DistillationTrainer
 
 ENTITIES = ("true_positive", "predicted", "gold")
@@ -49,15 +51,18 @@ def token_scores(exam: Exam) -> Scores:
 def scored(exam: Exam, sums: BatchSums) -> Scores:
     """Go through a split batch by batch; nothing but sums is kept of a batch."""
     config, examples = exam.config, exam.shared_examples()
+    # Of several teachers no class tells the task.
+    task = TASKS[exam.space.problem_type] if isinstance(exam.model, SeveralTeachers) else None
     trainer = DistillationTrainer(
         exam.model,
         config,
-        teacher_model=exam.teacher,
+        teacher_model=exam.teacher.description if isinstance(exam.teacher, SeveralTeachers) else exam.teacher,
         objective=Objective([TaskLoss()]) if exam.teacher is None else None,
         processing_class=exam.processors[0],
         teacher_processing_class=exam.processors[1],
         eval_dataset=examples,
         data_collator=whole_batch,
+        task=task,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.model.to(config.device)

@@ -13,28 +13,34 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hfdistill.contract import aligned_classes, class_names
 from hfdistill.data import LabelSpace
+from hfdistill.data.labels import WHOLE_TASKS
+from hfdistill.data.regions import TASK as SEGMENTATION
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import RecipeError, TeacherSection
 from hfdistill.tasks import TASKS
+from hfdistill.tasks.pixels import Pixels
 from hfdistill.teachers import EnsembleTeacher, LiveEnsemble, LiveMember, LiveTeacher
 from hfdistill.teachers.ensemble import check_task
 from hfdistill.views import accepted_names
 
+SPOKEN = (*WHOLE_TASKS, "causal_lm", "masked_lm", "token_classification", SEGMENTATION)
+"""Kinds of problems over which recipes let several teachers speak."""
+
 
 class SeveralTeachers(nn.Module):
-    """Classifiers that speak together, in the order of the data's classes.
+    """Models that speak together, in the order of the data's classes: of examples, tokens or pixels.
 
     Its own logits are those of the mean at temperature 1, with the plain weights, since an example has no label here;
     `description` is what teaches, at each term's temperature and with weights by confidence where they are asked for.
-    Errors: RecipeError for data whose labels are not of whole examples, HfDistillError for a member of other classes.
+    Errors: RecipeError for data of another kind, HfDistillError for a member of other classes.
     """
 
     def __init__(self, members: Sequence[PreTrainedModel], section: TeacherSection, space: LabelSpace) -> None:
         super().__init__()
-        if not space.whole:
+        if space.problem_type not in SPOKEN:
             raise RecipeError(
-                f"teacher.ensemble: recipes have several teachers for labels of whole examples, and the data are for "
-                f"{space.problem_type}; expected a single teacher.model, or Python (EnsembleTeacher)."
+                f"teacher.ensemble: recipes have several teachers for labels of examples, tokens and pixels, and the "
+                f"data are for {space.problem_type}; expected a single teacher.model, or Python (EnsembleTeacher)."
             )
         self.members = nn.ModuleList(members)
         self.description = EnsembleTeacher(list(members), section.weights, section.average, section.confidence)
@@ -47,8 +53,9 @@ class SeveralTeachers(nn.Module):
                 columns = aligned_classes(space.names or None, class_names(member)).tensor()
             except HfDistillError as error:
                 raise HfDistillError(f"{who}: {error}") from error
-            live.append(LiveMember(who, LiveTeacher(member, columns), _Reader(member)))
+            live.append(LiveMember(who, LiveTeacher(member, columns, task.bound(member).logits), _Reader(member)))
         self._together = LiveEnsemble(live, replace(self.description, confidence=False), task)
+        self._classes_first = isinstance(task.layout, Pixels)
         self.eval()
 
     @property
@@ -57,8 +64,9 @@ class SeveralTeachers(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, **inputs: Any) -> SequenceClassifierOutput:
-        """Logits `(examples, classes)`."""
-        return SequenceClassifierOutput(logits=self._together(inputs).logits)
+        """Logits where each member has its own: `(examples, classes)`, `(examples, tokens, classes)` or maps."""
+        logits = self._together(inputs).logits
+        return SequenceClassifierOutput(logits=logits.movedim(-1, 1) if self._classes_first else logits)
 
 
 class _Reader:

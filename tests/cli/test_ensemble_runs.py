@@ -138,10 +138,10 @@ def test_teachers_that_do_not_fit(tmp_path: Path) -> None:
         run_recipe(recipe, tmp_path / "out", Reporter(silent=True))
 
 
-def test_other_labels_than_of_whole_examples_are_refused() -> None:
+def test_what_has_no_mean_is_refused() -> None:
     section = TeacherSection(ensemble=[{"model": "a"}, {"model": "b"}])
-    with pytest.raises(RecipeError, match=r"teacher\.ensemble: .* the data are for causal_lm"):
-        SeveralTeachers([tiny.model("bert")], section, LabelSpace("causal_lm", ()))
+    with pytest.raises(RecipeError, match=r"teacher\.ensemble: .* the data are for object_detection"):
+        SeveralTeachers([tiny.model("bert")], section, LabelSpace("object_detection", ("cat",)))
     with pytest.raises(HfDistillError, match="the labels of regression are not one class a row"):
         several = TeacherSection(ensemble=[{"model": "a"}, {"model": "b"}], confidence=True)
         models = [tiny.model("bert", num_labels=1, problem_type="regression", seed=seed) for seed in (1, 2)]
