@@ -23,9 +23,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers.utils.logging import disable_progress_bar
 
-from hfdistill._atomic import write_json
+from hfdistill._atomic import write_json, write_text
 from hfdistill.errors import HfDistillError
 from hfdistill.intervals import Estimate, over_seeds
 from hfdistill.main_metric import main_metric
@@ -75,23 +76,25 @@ def shorten(options: Any, recipe: Recipe) -> None:
             shorten(each, recipe)
 
 
-def share_teacher(output: Path, folder: Path, kind: str) -> None:
+def share_teacher(recipe: Recipe, output: Path, folder: Path, kind: str) -> None:
     """Give a new run the examined teacher of the runs before, or them its own; all of them have the same."""
     kept, own = output / f"teacher-{kind}", folder / TEACHER
     source, target = (kept, own) if kept.is_dir() else (own, kept)
     if (source / STAGE_FILE).is_file() and not target.is_dir():
         shutil.copytree(source, target)
+        # By this file a folder is known as that of a run.
+        write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
 
 
 def validation(recipe: Recipe, folder: Path, output: Path) -> Facts:
     """Train one student, or find it finished, and look at the validation split alone."""
-    share_teacher(output, folder, "validated")
+    share_teacher(recipe, output, folder, "validated")
     run = Run(
         dataclasses.replace(recipe, seeds=recipe.seeds[:1], control=False), folder, Reporter(silent=True), tested=False
     )
     for planned in run.open(overwrite=False):
         run.do(planned)
-    share_teacher(output, folder, "validated")
+    share_teacher(recipe, output, folder, "validated")
     metrics: Facts = stage(folder, STUDENT, recipe.seeds[0])["validation_metrics"]
     return metrics
 
@@ -114,10 +117,11 @@ def method_numbers(
         final = candidates(given)[chosen]
         folder = output / name / chosen / f"seed-{base.seeds[0]}" / STUDENT
         trained = {json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))["fingerprint"]: folder}
-    first = "assistant-1" if final.assistants else "."
-    share_teacher(output, output / name / "final" / first, "tested")
+    if not final.assistants:
+        share_teacher(final, output, output / name / "final", "tested")
     run_recipe(final, output / name / "final", Reporter(silent=True), trained=trained)
-    share_teacher(output, output / name / "final" / first, "tested")
+    if not final.assistants:
+        share_teacher(final, output, output / name / "final", "tested")
     return {"chosen": chosen, "validation": tried, "folder": str(output / name / "final")}
 
 
