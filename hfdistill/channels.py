@@ -20,11 +20,11 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 def lay_out(models: Mapping[str, nn.Module | None]) -> None:
     """Bring models with convolutions over pictures to channels last, in place; no value changes.
 
-    `models` are named by their role. Errors: HfDistillError where none of them has any.
+    `models` are named by their role. Errors: HfDistillError where neither a student nor its teacher has any.
     """
     there = {role: model for role, model in models.items() if model is not None}
     plain = {role: model for role, model in there.items() if not has_convolutions(model)}
-    if len(plain) == len(there):
+    if len(plain) == len(there) > 1:
         names = " and ".join(type(model).__name__ for model in plain.values())
         raise HfDistillError(
             f"channels_last=True came, and {names} has no convolution over pictures; expected a student or a teacher "

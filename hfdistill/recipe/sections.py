@@ -10,6 +10,7 @@ from hfdistill.recipe.adapters import adapters_of
 from hfdistill.recipe.beside import KEYS as BESIDE
 from hfdistill.recipe.beside import check_beside
 from hfdistill.recipe.ensemble import check_ensemble
+from hfdistill.recipe.forward import check_forward
 from hfdistill.recipe.generation import check_generation
 from hfdistill.recipe.objective import terms_of
 from hfdistill.recipe.training import training_settings
@@ -53,6 +54,8 @@ class TeacherSection:
     `confidence` are those of EnsembleTeacher, and all are of one processor. With `ema` (a decay such as 0.999) the
     moving average of the student's weights teaches, with `peer` ("student", or the keys of a student section) a second
     student that learns in turn; both read what the student reads, and `processor` is that of a student from a config.
+    `dtype`, `attn_implementation`, `batch_size`, `device` and `sharded` say how it is run while it teaches: they are
+    DistillationConfig's, with `teacher_` before them.
     """
 
     SECTION: ClassVar[str] = "teacher"
@@ -70,12 +73,18 @@ class TeacherSection:
     confidence: bool = False
     ema: float | None = None
     peer: str | dict[str, Any] | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
+    attn_implementation: str | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         names = ("model", "config", "ensemble", *BESIDE)
         _check_source(self, {name: vars(self)[name] for name in names})
         check_ensemble(self)
         check_beside(self)
+        check_forward(self)
         if self.zero_shot is not None:
             self._check_zero_shot(self.zero_shot)
         if self.finetune is not None:

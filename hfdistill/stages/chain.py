@@ -9,6 +9,7 @@ import yaml
 
 from hfdistill._atomic import write_text
 from hfdistill.recipe import Recipe, TeacherSection
+from hfdistill.recipe.forward import forward_keys
 from hfdistill.stages.folders import check_output
 from hfdistill.stages.models import TEACHER_SEED
 from hfdistill.stages.processes import is_main, wait_for_all
@@ -26,7 +27,7 @@ def assistant_runs(recipe: Recipe, output: Path) -> list[tuple[Recipe, Path]]:
         )
         runs.append((link, folder))
         stage = STUDENT if section.finetune is None else FINETUNED
-        teacher = TeacherSection(model=str(folder / f"seed-{TEACHER_SEED}" / stage))
+        teacher = TeacherSection(model=str(folder / f"seed-{TEACHER_SEED}" / stage), **forward_keys(recipe.teacher))
     return [*runs, (dataclasses.replace(recipe, teacher=teacher, assistants=[]), output)]
 
 

@@ -15,7 +15,7 @@ import torch
 from hfdistill._atomic import write_json
 from hfdistill.data import TaskData
 from hfdistill.errors import HfDistillError
-from hfdistill.recipe import Recipe, RecipeError
+from hfdistill.recipe import Recipe, RecipeError, forward
 from hfdistill.recipe.ensemble import OPTIONS
 from hfdistill.stages.settings import CHECKPOINTS, CONTROL, FINETUNED, STUDENT, TEACHER, stage_settings
 
@@ -92,6 +92,7 @@ def planned_stages(recipe: Recipe, data: TaskData, output: Path) -> list[Stage]:
         wanted = seed in recipe.seeds
         parts = _student_parts(recipe, data, seed)
         student = parts | {"objective": asdict(recipe.objective), "teacher": taught_by}
+        student |= {f"teacher.{key}": vars(recipe.teacher)[key] for key in forward.DECIDING}
         finetuned = {
             "student": Stage(STUDENT, seed, output, student, True).fingerprint,
             "finetune": stage_settings(recipe, FINETUNED, seed).deciding(),
@@ -111,7 +112,7 @@ def _seeds_there(output: Path) -> list[int]:
 
 
 def _teacher_parts(recipe: Recipe, data: TaskData) -> dict[str, Any]:
-    section = asdict(recipe.teacher)
+    section = {key: value for key, value in asdict(recipe.teacher).items() if key not in forward.KEYS}
     parts: dict[str, Any] = {"teacher": section, "data": _data_parts(data)}
     if section.pop("finetune") is not None:
         parts["teacher.finetune"] = stage_settings(recipe, TEACHER, 0).deciding()

@@ -26,6 +26,7 @@ from hfdistill.data import (
 from hfdistill.data.columns import IMAGE
 from hfdistill.measure import speeds
 from hfdistill.recipe import Recipe, RecipeError
+from hfdistill.recipe.forward import forward_arguments
 from hfdistill.stages import beside, models
 from hfdistill.stages.chain import assistant_runs, claim
 from hfdistill.stages.exam import Exam, Outcome
@@ -282,7 +283,8 @@ class Run:
         self._finish(stage, model, settings, training_of(trained))
 
     def _finish(self, stage: Stage, model: models.Model, settings: StageSettings, trained: Trained) -> None:
-        config = settings.config(stage.folder)
+        # The same teacher beside every model, whatever its stage was trained with.
+        config = settings.config(stage.folder, **forward_arguments(self.recipe.teacher))
         space = self.data.space
 
         def outcome(split: str) -> Outcome:

@@ -13,6 +13,7 @@ import torch
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import Recipe, RecipeError
+from hfdistill.recipe.forward import forward_arguments
 from hfdistill.stages.models import TEACHER_SEED
 
 TEACHER, CONTROL, STUDENT, FINETUNED = "teacher", "control", "student", "finetuned"
@@ -72,7 +73,8 @@ def stage_settings(recipe: Recipe, stage: str, seed: int) -> StageSettings:
         return StageSettings({**recipe.training, **(recipe.student.finetune or {}), "seed": seed})
     if stage == CONTROL:
         return StageSettings({**recipe.training, "seed": seed})
-    return StageSettings({**recipe.training, **recipe.objective.arguments(), "seed": seed})
+    teacher = forward_arguments(recipe.teacher)
+    return StageSettings({**recipe.training, **recipe.objective.arguments(), **teacher, "seed": seed})
 
 
 def optimizer_steps(rows: int, config: DistillationConfig) -> int:

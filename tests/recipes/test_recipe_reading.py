@@ -19,6 +19,7 @@ from hfdistill.recipe import (
     recipe_path,
     shipped_recipes,
 )
+from hfdistill.stages.settings import stage_settings
 
 
 def content(**sections: Any) -> dict[str, Any]:
@@ -60,6 +61,11 @@ def test_numbers_may_be_written_as_yaml_reads_them() -> None:
             {"teacher": {"model": "a", "revision": 3}},
             r'teacher\.revision: got 3, expected a text; write it in quotes: "3"',
         ),
+        ({"teacher": {"model": "a", "dtype": "bf16"}}, r"teacher\.dtype: .* 'bfloat16'"),
+        ({"teacher": {"model": "a", "batch_size": 0}}, r"teacher\.batch_size: got 0, expected at least 1"),
+        ({"teacher": {"model": "a", "device": "cpu", "sharded": True}}, r"teacher\.device: teacher\.sharded"),
+        ({"teacher": {"ema": 0.9, "device": "cpu"}}, r"teacher\.device: a teacher that learns beside the student"),
+        ({"training": {"teacher_dtype": "float32"}}, r"training\.teacher_dtype: .* write teacher\.dtype"),
         ({"training": {"learning_rate": "fast"}}, r"training\.learning_rate: got 'fast', expected a number"),
         ({"training": {"bf16": "yes please"}}, r"training\.bf16: .* true or false"),
         ({"training": {"lr_scheduler_type": "cosin"}}, r"did you mean 'cosine'"),
@@ -174,3 +180,13 @@ def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: py
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_recipe("digits").data.dataset == "digits"
+
+
+def test_how_a_teacher_is_run_reaches_the_student_and_no_other_training() -> None:
+    keys = {"dtype": "bfloat16", "attn_implementation": "eager", "batch_size": 4, "device": "cpu"}
+    recipe = recipe_of(content(teacher={"config": {"model_type": "vit"}, "finetune": {}, **keys}))
+    arguments = {f"teacher_{key}": value for key, value in keys.items()}
+    assert stage_settings(recipe, "student", 1).values.items() >= arguments.items()
+    for stage in ("teacher", "control", "finetuned"):
+        assert not arguments.keys() & stage_settings(recipe, stage, 1).values.keys()
+    assert recipe_of(content(training={"channels_last": True})).training == {"channels_last": True}
