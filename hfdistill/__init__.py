@@ -16,6 +16,7 @@ _MODULES = {
     "Adversarial": "features",
     "Attentions": "features",
     "Boxes": "boxes",
+    "CachedTeacher": "cache",
     "DistillationConfig": "config",
     "DistillationTrainer": "trainer",
     "EmaTeacher": "teachers",
@@ -46,6 +47,7 @@ __all__ = sorted(_MODULES)
 if TYPE_CHECKING:
     from hfdistill.boxes import Boxes as Boxes
     from hfdistill.boxes import Masks as Masks
+    from hfdistill.cache import CachedTeacher as CachedTeacher
     from hfdistill.config import DistillationConfig as DistillationConfig
     from hfdistill.embeddings import Embeddings as Embeddings
     from hfdistill.errors import HfDistillError as HfDistillError

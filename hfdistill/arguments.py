@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 
 from hfdistill import loading
+from hfdistill.cache import CachedTeacher
 from hfdistill.config import DistillationConfig
 from hfdistill.embeddings import Embeddings
 from hfdistill.errors import HfDistillError
@@ -21,7 +22,7 @@ from hfdistill.tasks import ImageTextPairs, Task
 from hfdistill.teacher_forward import loading_options
 from hfdistill.teachers import EmaTeacher, EnsembleTeacher, MappedTeacher, OwnBase, Peer, ZeroShotTeacher
 
-AnyTeacher = nn.Module | EmaTeacher | EnsembleTeacher | MappedTeacher | OwnBase | Peer | str | None
+AnyTeacher = nn.Module | CachedTeacher | EmaTeacher | EnsembleTeacher | MappedTeacher | OwnBase | Peer | str | None
 
 
 def checked_args(args: DistillationConfig | None, trainer_kwargs: Mapping[str, Any]) -> DistillationConfig:
@@ -77,6 +78,11 @@ def teacher_module(
     """
     if isinstance(teacher, MappedTeacher):
         teacher = teacher.model
+    if isinstance(teacher, CachedTeacher):
+        needed = objective is None or objective.needs_teacher
+        if needed and teacher.teacher_model is None:
+            return teacher.skeleton(), None
+        teacher = teacher.teacher_model
     if isinstance(teacher, OwnBase | EmaTeacher | EnsembleTeacher) or (
         objective is not None and not objective.needs_teacher
     ):

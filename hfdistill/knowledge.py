@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from hfdistill.errors import HfDistillError, nearest
-from hfdistill.losses import LOSSES, bernoulli_kl, check_classes, forward_kl
+from hfdistill.losses import LOSSES, bernoulli_kl, check_classes, forward_kl, top_k_kl
 from hfdistill.rows import BatchRows
 from hfdistill.schedules import Weight, checked_weight, described, is_used, options_at
 from hfdistill.tasks import Classes, Pairs, Task, architecture_task
 from hfdistill.tasks.embeddings import encoder_width
 from hfdistill.tasks.pairs import ImageTextPairs, scores_by_sigmoid
-from hfdistill.teachers import Targets
+from hfdistill.teachers import KeptLogits, Targets
 from hfdistill.temperatures import (
     TEMPERATURE,
     LearnedTemperature,
@@ -225,6 +225,8 @@ class Logits(Comparison):
         if context.targets is None:
             raise HfDistillError(f"{self!r} needs a teacher; pass teacher_model.")
         options = options_at(self.options, context.epoch)
+        if context.targets.kept is not None:
+            return self._of_kept(context, context.targets.kept, options)
         learned = options.get(TEMPERATURE)
         if isinstance(learned, LearnedTemperature):
             options[TEMPERATURE] = learned.reversed(context.learned[self.name], context.epoch)
@@ -255,6 +257,30 @@ class Logits(Comparison):
                 f"{len(student)} rows; expected one value a row: reduce over classes only."
             )
         return context.rows.every.folded(values)
+
+    def _of_kept(self, context: StepContext, kept: KeptLogits, options: Mapping[str, Any]) -> torch.Tensor:
+        """The loss against a teacher of whom the most likely classes are kept."""
+        temperature = options.get(TEMPERATURE, self.default_temperature)
+        if self.loss is not forward_kl or options.get("standardized") or not isinstance(temperature, (int, float)):
+            raise HfDistillError(
+                f"{self!r} came with a cache that keeps the most likely classes of its teacher (top_k), which is "
+                "enough for forward_kl at a fixed temperature; expected that, or a cache of all logits (top_k=None)."
+            )
+        if context.logits.shape[:-1] != kept.indices.shape[:-1]:
+            raise HfDistillError(different_places(context))
+        every = context.rows.every
+        student, places = every(context.logits), every(kept.places)
+        if context.task.compared is not None:
+            student = student[:, : context.task.compared]
+        # A class that the student does not have is of probability 0 by now.
+        outside = (places < 0) | (places >= student.shape[-1])
+        values = top_k_kl(
+            student,
+            every(kept.at(float(temperature))).masked_fill(outside, 0),
+            indices=places.masked_fill(outside, 0),
+            temperature=float(temperature),
+        )
+        return every.folded(values)
 
     def check(self, num_classes: int | None, task: Task) -> None:
         """Refuse a loss that is constant for so many classes, or needs labels where rows have none of their own."""

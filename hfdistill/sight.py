@@ -49,7 +49,11 @@ NOTHING = Sight()
 
 @dataclass
 class Seen:
-    """What one forward has shown; filled while it runs. `beside` is what the teacher has shown of the same batch."""
+    """What one forward has shown; filled while it runs.
+
+    `beside` is what the teacher has shown of the same batch, and `labels` are the batch's: of a decoder whose inputs
+    are made from them they tell what is padding.
+    """
 
     inputs: Mapping[str, Any]
     outputs: Any = None
@@ -57,6 +61,19 @@ class Seen:
     projected: dict[str, torch.Tensor] = field(default_factory=dict)
     calls: list[AttentionCall] = field(default_factory=list)
     beside: Seen | None = None
+    labels: torch.Tensor | None = None
+
+    @property
+    def batch(self) -> Mapping[str, Any]:
+        """What is known of the places of the examples: the model's inputs, and the labels."""
+        return self.inputs if self.labels is None else {**self.inputs, "labels": self.labels}
+
+    def told(self, batch: Mapping[str, Any], beside: Seen | None) -> None:
+        """Take in what the teacher has shown of the batch, and what of it neither model has read."""
+        labels = batch.get("labels")
+        self.beside, self.labels = beside, labels if isinstance(labels, torch.Tensor) else None
+        if beside is not None:
+            beside.labels = self.labels
 
     def layers(self, what: str, part: str | None) -> tuple[torch.Tensor, ...]:
         """Hidden states (the embeddings' output first) or attention maps of a part's layers.

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from hfdistill.adapters import check_base_teaches
 from hfdistill.arguments import AnyTeacher, processing_class_of
+from hfdistill.cache import CachedTeacher
+from hfdistill.caching import CachingTrainer
 from hfdistill.channels import contiguous, laid_out, lay_out, pictures_laid_out
-from hfdistill.checkpoints import SavingTrainer
 from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
 from hfdistill.mutual import check_peers, check_trainable_together
@@ -38,7 +39,7 @@ from hfdistill.vocabulary import VocabularyAlignment
 logger = logging.getLogger(__name__)
 
 
-class TaughtTrainer(SavingTrainer):
+class TaughtTrainer(CachingTrainer):
     """A Trainer with a teacher beside the student, frozen and no part of it, and with views of a batch for both."""
 
     task: Task
@@ -99,7 +100,8 @@ class TaughtTrainer(SavingTrainer):
         self._lay_out({"teacher": teacher})
         own = self._of_its_own(given) if self.distillation_objective.needs_teacher else None
         mapping = given if isinstance(given, MappedTeacher) else None
-        self.teacher = own or self._teacher(teacher, row, processing_class, mapping, isinstance(given, Peer))
+        cached = given if isinstance(given, CachedTeacher) else None
+        self.teacher = own or self._teacher(teacher, row, processing_class, mapping, isinstance(given, Peer), cached)
         self.views = Views(self.model, self.model if own else teacher, self.label_names, self.task)
         self.views.translate = self.tokens.translation(self.task)
         return processing_class
@@ -111,6 +113,7 @@ class TaughtTrainer(SavingTrainer):
         processing_class: Any,
         mapping: MappedTeacher | None,
         learning: bool,
+        cached: CachedTeacher | None = None,
     ) -> Teacher | None:
         if learning and not self.distillation_objective.needs_teacher:
             return None
@@ -136,6 +139,8 @@ class TaughtTrainer(SavingTrainer):
         self.task, self.tokens = pairing.task, pairing.tokens
         if learning:
             return self._peer(teacher, pairing)
+        if cached is not None:
+            return self._stored(cached, teacher, pairing, processing_class or self.processing_class)
         told = further_arguments(teacher, self.distillation_objective, self.task)
         return LiveTeacher(
             self._prepared(teacher),

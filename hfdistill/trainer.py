@@ -30,6 +30,7 @@ from hfdistill.arguments import (
 )
 from hfdistill.balance import GradientBalance, gradient_lengths
 from hfdistill.boxes import with_pairs
+from hfdistill.cache import StoredTeacher
 from hfdistill.config import DistillationConfig
 from hfdistill.ensembles import gathered
 from hfdistill.faults import FaultWatch, lookups_explained
@@ -124,6 +125,7 @@ class DistillationTrainer(TaughtTrainer):
         )
         check_first_batch(self.train_dataset, collator, self.distillation_objective, self.task, models)
         self._bind_features()
+        self._check_cache()
 
     # ---- construction --------------------------------------------------------------------------------------------
 
@@ -145,15 +147,19 @@ class DistillationTrainer(TaughtTrainer):
     def _bind_features(self) -> None:
         """Find out by one forward of each model what the terms compare, and make their projectors."""
         teacher = self.teacher
-        if not self.features or self.features.bindings or not isinstance(teacher, (LiveTeacher, OwnBaseTeacher)):
+        if not self.features or self.features.bindings:
+            return
+        if not isinstance(teacher, (LiveTeacher, OwnBaseTeacher, StoredTeacher)):
             return
         bare = self.model if isinstance(teacher, OwnBaseTeacher) else unwrapped(teacher.model)
         teacher.sight = self.features.look(self.model, bare)
-        collator = self._get_collator_with_removed_columns(self.data_collator)
+        with self._collating(self.data_collator):
+            collator = self._get_collator_with_removed_columns(self.data_collator)
         batch = first_batch(self.train_dataset if self.train_dataset is not None else self.eval_dataset, collator)
         if batch:
             inputs: Mapping[str, Any] = self._prepare_inputs(dict(batch))
-            shown = teacher(self.views.teacher(inputs)).seen
+            own = self.views.teacher(inputs)
+            shown = teacher.look(own) if isinstance(teacher, StoredTeacher) else teacher(own).seen
             self.features.bind(self.model, self.views.student(inputs), shown, self.args.seed)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -181,14 +187,19 @@ class DistillationTrainer(TaughtTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Trainer's, whose pictures are mixed where `mixup` or `cutmix` ask for it."""
-        if self.mixing is None:
+        collator = self.data_collator if self.mixing is None else MixingCollator(self.data_collator, self.mixing)
+        with self._collating(collator):
             return super().get_train_dataloader()
-        plain = self.data_collator
-        self.data_collator = MixingCollator(plain, self.mixing)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = plain
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Trainer's, beside whose batches lies what a cache holds of them."""
+        with self._collating(self.data_collator):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Trainer's, beside whose batches lies what a cache holds of them."""
+        with self._collating(self.data_collator):
+            return super().get_test_dataloader(test_dataset)
 
     # ---- the step ------------------------------------------------------------------------------------------------
 
@@ -245,7 +256,7 @@ class DistillationTrainer(TaughtTrainer):
             # Except for a peer, which learns too, and runs inside the student's forward.
             beside = peer.beside(self.model, self.views.teacher(inputs)) if peer else nullcontext()
             with self.features.watching(self.model, self.views.student(inputs)) as seen, beside as forward:
-                seen.beside = None if targets is None else targets.seen
+                seen.told(inputs, None if targets is None else targets.seen)
                 outputs = model(**seen.inputs, **self.features.arguments)
             targets = targets if forward is None else forward.targets()
         logits = self.task.logits(outputs, inputs)

@@ -20,6 +20,8 @@ from hfdistill.tasks.layouts import output_field
 from hfdistill.tasks.pairs import text_options
 
 TEACHER_PREFIX = "teacher_"
+# Begins the names of what a cache puts beside a batch, for the teacher that reads it there.
+STORED = "stored_"
 # What padding-free collators add to position_ids, for attention (and state-space) kernels.
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 # Asks some models for a loss that would be computed beside ours.
@@ -76,7 +78,7 @@ class Views:
 
     def student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The student's inputs."""
-        plain = {key: value for key, value in batch.items() if not key.startswith(TEACHER_PREFIX)}
+        plain = {key: value for key, value in batch.items() if not key.startswith((TEACHER_PREFIX, STORED))}
         chosen = self._chosen(plain, self.student_names, "student")
         if self.labels_for_student:
             chosen.update({name: plain[name] for name in self.label_names if plain.get(name) is not None})
@@ -88,11 +90,12 @@ class Views:
             key.removeprefix(TEACHER_PREFIX): value for key, value in batch.items() if key.startswith(TEACHER_PREFIX)
         }
         shared = batch if self.translate is None else self.translate(batch)
+        stored = {key: value for key, value in batch.items() if key.startswith(STORED)}
         if not own:
-            return self._chosen(shared, self.teacher_names, "teacher")
+            return self._chosen(shared, self.teacher_names, "teacher") | stored
         # A view of one's own is of what the encoder reads; the decoder reads the same tokens in both models.
         decoders = {key: shared[key] for key in shared if key.startswith("decoder_") or key in self.label_names}
-        return self._chosen(decoders | own, self.teacher_names, "teacher")
+        return self._chosen(decoders | own, self.teacher_names, "teacher") | stored
 
     def read_by_teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the forward of the teacher, or of any of several, is given of a batch."""
@@ -100,7 +103,9 @@ class Views:
 
     def _chosen(self, batch: Mapping[str, Any], names: Sequence[str], role: str) -> dict[str, Any]:
         unread = (*self.label_names, *self.beside, RETURN_LOSS)
-        keys = [key for key in batch if key not in unread and (not names or key in names)]
+        keys = [
+            key for key in batch if key not in unread and not key.startswith(STORED) and (not names or key in names)
+        ]
         if not keys:
             raise HfDistillError(
                 f"No column of the batch ({', '.join(batch)}) is an input of the {role} ({', '.join(names)}); rename "

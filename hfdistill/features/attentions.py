@@ -158,7 +158,7 @@ class Attentions(FeatureTerm):
         binding = Binding(tuple(look.sources(student, teacher)), widths)
         for source in binding.sources:
             try:
-                self._compared_pair(source, student, teacher, student.inputs)
+                self._compared_pair(source, student, teacher, student.batch)
             except ValueError as error:
                 raise HfDistillError(f"{self!r}: {error}") from error
         return binding

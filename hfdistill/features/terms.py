@@ -166,11 +166,11 @@ class FeatureTerm(Comparison):
     ) -> tuple[Features, Features]:
         tensor = projected.get(self.key(source.name))
         if tensor is None:
-            ours = features_of(source.student(student), student.inputs, binding.widths[0], self.part)
+            ours = features_of(source.student(student), student.batch, binding.widths[0], self.part)
         else:
             width = frozenset({binding.plans[source.name].teacher})
-            ours = features_of(tensor, student.inputs, width, self.part)
-        theirs = features_of(source.teacher(teacher), teacher.inputs, binding.widths[1], self.part)
+            ours = features_of(tensor, student.batch, width, self.part)
+        theirs = features_of(source.teacher(teacher), teacher.batch, binding.widths[1], self.part)
         return self._aligned(ours, theirs)
 
     def _aligned(self, student: Features, teacher: Features) -> tuple[Features, Features]:

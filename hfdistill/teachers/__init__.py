@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hfdistill.teachers.ensemble import EnsembleTeacher, LiveEnsemble, LiveMember
+from hfdistill.teachers.kept import KeptLogits
 from hfdistill.teachers.live import LiveTeacher
 from hfdistill.teachers.mapped import MappedLogits, MappedTeacher
 from hfdistill.teachers.moving_average import AverageTeacher, EmaTeacher
@@ -15,6 +16,7 @@ __all__ = [
     "AverageTeacher",
     "EmaTeacher",
     "EnsembleTeacher",
+    "KeptLogits",
     "LiveEnsemble",
     "LiveMember",
     "LiveTeacher",

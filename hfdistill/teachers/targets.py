@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from hfdistill.sight import Seen
+from hfdistill.teachers.kept import KeptLogits
 from hfdistill.teachers.mixture import Brought, Mixture, unchanged
 
 
@@ -28,7 +29,8 @@ class Targets:
     `fields` are the further outputs that the objective's terms have asked for, by name; `seen` is what it has shown of
     its insides. Of several teachers `logits` are those together, at temperature 1; `said` is what each has given, and
     `mixture` what their probabilities are at other temperatures. `learning` are the logits with their gradient, where
-    the teacher learns too.
+    the teacher learns too. `kept` are the most likely classes where not all were kept; `logits` are then their
+    log-probabilities.
     """
 
     logits: torch.Tensor
@@ -37,6 +39,7 @@ class Targets:
     mixture: Mixture | None = None
     learning: torch.Tensor | None = None
     said: tuple[Said, ...] = ()
+    kept: KeptLogits | None = None
 
     def at(self, temperature: float | torch.Tensor, brought: Brought = unchanged) -> torch.Tensor:
         """Logits whose softmax (or sigmoids) at this temperature are the teacher's probabilities there.
