@@ -96,7 +96,7 @@ class FaultWatch:
     def _teacher_error(where: str, who: str) -> HfDistillError:
         return HfDistillError(
             f"{who} gave NaN or infinite logits in {where}; training stopped before they reached a checkpoint. "
-            "Look at these examples, or run the teacher in float32 (teacher_model_init_kwargs={'dtype': 'float32'})."
+            "Look at these examples, or run the teacher in float32 (teacher_dtype='float32')."
         )
 
     @staticmethod
