@@ -24,7 +24,7 @@ from hfdistill.losses._fused_blocks import (
 from hfdistill.losses._fused_products import Products, multiplied_natively
 from hfdistill.losses._fused_sweep import sweep
 
-LEAST_ROWS = {"cpu": 256}
+LEAST_ROWS = {"cpu": 152}
 """Chunks of fewer rows read the heads more often than a product takes; other devices: MOST_ROWS."""
 MOST_ROWS = 4096
 LEAST_BYTES = 64 * 2**20
@@ -36,30 +36,31 @@ SHARED_BLOCK_ELEMENTS = 2**22
 
 @dataclass
 class Job:
-    """All that does not need a gradient; tensors of rows are those of the rows that are projected."""
+    """All that gets no gradient; tensors of rows are those of the rows that are projected. Dtypes are multiplied in."""
 
     student: Student
     kind: Kind | None
-    teacher: Teacher | None
-    teacher_hidden: Tensor | None
-    teacher_weight: Tensor | None
-    top_k: TopKBlock | None
     labels: Tensor | None
     smoothing: float
     label_weight: Tensor | None
     divergence_weight: Tensor | None
-    width: int
     dtype: torch.dtype
     chunk_bytes: int | None
     compiled: bool
     wide_gradient: bool
     gradient: bool
+    teacher: Teacher | None = None
+    teacher_hidden: Tensor | None = None
+    teacher_weight: Tensor | None = None
+    teacher_width: int = 0
+    teacher_dtype: torch.dtype = torch.float32
+    top_k: TopKBlock | None = None
 
 
 def product_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype to multiply in: the common one, or autocast's, and float32 where the device has no better."""
     device = tensors[0].device
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     else:
         dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
@@ -75,6 +76,16 @@ def chunk_rows(rows: int, row_bytes: int, device: torch.device, head_bytes: int,
         most = max(1, chunk_bytes // row_bytes)
     chunks = -(-rows // most)
     return -(-rows // max(1, chunks))
+
+
+def fused(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, *added: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The total with its gradient, then cross-entropies and divergences of the rows, where there are any."""
+    found: tuple[Tensor, Tensor | None, Tensor | None] = Fused.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, job, *added
+    )
+    return found
 
 
 class Fused(torch.autograd.Function):
@@ -111,6 +122,9 @@ class Fused(torch.autograd.Function):
                 "kept. Call it again, or add up the losses and run backward once."
             )
         gradients, ctx.gradients = ctx.gradients, None
+        # Of a processor one may ask; a device would be waited for.
+        if grad_total.device.type == "cpu" and grad_total == 1:
+            return gradients
         return tuple(None if each is None else each.mul_(grad_total) for each in gradients)
 
 
@@ -131,19 +145,19 @@ class Run:
         self.gradient = any(needed)
         device, dtype = hidden.device, job.dtype
         self.products = Products(weight, dtype)
-        self.taught = None if job.teacher_weight is None else Products(job.teacher_weight, dtype)
+        self.taught = None if job.teacher_weight is None else Products(job.teacher_weight, job.teacher_dtype)
         width = weight.shape[0]
-        row_bytes = (width + (0 if self.taught is None else job.width)) * dtype.itemsize
+        row_bytes = width * dtype.itemsize + job.teacher_width * job.teacher_dtype.itemsize
         head_bytes = weight.numel() * weight.element_size()
         self.rows = chunk_rows(len(hidden), row_bytes, device, head_bytes, job.chunk_bytes)
         self.logits = torch.empty(self.rows, width, dtype=dtype, device=device)
-        self.teacher_logits = (
-            None if self.taught is None else torch.empty(self.rows, job.width, dtype=dtype, device=device)
-        )
+        self.teacher_logits = torch.empty(self.rows, job.teacher_width, dtype=job.teacher_dtype, device=device)
         wide = torch.float32 if job.wide_gradient and weight.dtype.itemsize < 4 else weight.dtype
         into_hidden, into_weight, into_bias, _, *into_added = needed
         self.of_hidden = torch.empty_like(hidden, dtype=dtype) if into_hidden else None
-        self.of_weight = torch.zeros_like(weight, dtype=wide) if into_weight else None
+        # Large enough that filling it with zeros first would show.
+        new = torch.empty_like if len(hidden) else torch.zeros_like
+        self.of_weight = new(weight, dtype=wide) if into_weight else None
         self.of_bias = widened(torch.zeros_like(bias)) if into_bias and bias is not None else None
         self.of_added = [
             torch.zeros_like(tensor, dtype=dtype) if asked else None
@@ -184,9 +198,9 @@ class Run:
             logits.addmm_(inputs[chunk].to(job.dtype), weight.to(job.dtype).t())
         targets = None
         if self.taught is not None:
-            assert self.teacher_logits is not None and job.teacher_hidden is not None
+            assert job.teacher_hidden is not None
             targets = self.teacher_logits[:count]
-            self.taught.logits_into(targets[:, : self.taught.classes], job.teacher_hidden[chunk].to(job.dtype))
+            self.taught.logits_into(targets[:, : self.taught.classes], job.teacher_hidden[chunk].to(targets.dtype))
         size = self._block_rows(count)
         scratch: Scratch = NoScratch() if job.compiled else self._scratch(size)
         step: Callable[..., tuple[Tensor | None, Tensor | None]] = _compiled() if job.compiled else sweep
@@ -216,7 +230,8 @@ class Run:
         if self.of_hidden is not None:
             self.products.hidden_into(self.of_hidden[chunk], gradient)
         if self.of_weight is not None:
-            self.products.add_weight_gradient(self.of_weight, gradient, self.hidden[chunk].to(gradient.dtype))
+            hidden = self.hidden[chunk].to(gradient.dtype)
+            self.products.weight_gradient_into(self.of_weight, gradient, hidden, first=chunk.start == 0)
         for place in range(0, len(self.added), 2):
             inputs, weight = (tensor.to(gradient.dtype) for tensor in self.added[place : place + 2])
             of_inputs, of_weight = self.of_added[place : place + 2]
@@ -238,7 +253,7 @@ class Run:
 
     def _scratch(self, rows: int) -> Scratch:
         if self._buffers is None:
-            width = max(self.weight.shape[0], self.job.width)
+            width = max(self.weight.shape[0], self.job.teacher_width)
             self._buffers = Scratch(BUFFERS, rows, width, self.hidden, widened(self.logits[:0]).dtype)
         return self._buffers
 

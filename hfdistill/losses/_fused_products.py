@@ -54,13 +54,14 @@ class Products:
         for place, (start, end) in enumerate(self.cuts):
             torch.addmm(out, gradient[:, start:end], self._converted(start, end), beta=1 if place else 0, out=out)
 
-    def add_weight_gradient(self, total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-        """`total += gradient^T hidden`."""
+    def weight_gradient_into(self, total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool) -> None:
+        """`total += gradient^T hidden`; the `first` time `total` holds nothing yet."""
         if total.dtype == gradient.dtype:
-            total.addmm_(gradient.t(), hidden)
+            torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
             return
         rows = max(64, TILE_BYTES // (hidden.shape[1] * gradient.dtype.itemsize))
         piece = gradient.new_empty(min(rows, self.classes), hidden.shape[1])
         for start in range(0, self.classes, rows):
             part = total[start : start + rows]
-            part.add_(torch.mm(gradient[:, start : start + rows].t(), hidden, out=piece[: len(part)]))
+            product = torch.mm(gradient[:, start : start + rows].t(), hidden, out=piece[: len(part)])
+            part.copy_(product) if first else part.add_(product)

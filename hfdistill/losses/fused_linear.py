@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from hfdistill.losses._checks import widened
 from hfdistill.losses._fused_blocks import LOWEST, Student, Teacher, TopKBlock
 from hfdistill.losses._fused_checks import checked_kind, compared_classes, whole
-from hfdistill.losses._fused_chunks import Fused, Job, product_dtype
+from hfdistill.losses._fused_chunks import Job, fused, product_dtype
 from hfdistill.losses._fused_inputs import Columns, Divergence, Head, Taught, TopK
 
 UNLABELLED = -100
@@ -48,7 +49,8 @@ def fused_linear(
     over the rows of its mean) are numbers or 0-d tensors without gradient. Gradients reach `hidden`, the head's weight
     and bias and what is added to it; they are made in the forward and multiplied in the backward, which runs once.
     Shapes: hidden `(rows, width)`, labels `(rows,)`, -100 where there is none; nats. `rows` are those whose divergence
-    counts, a mask or indices, None: all; a row that counts nowhere is never projected. With `columns` the first
+    counts, a mask or indices, None: all; a row that counts nowhere is never projected, and to pick them, or labels
+    alone, the host waits for a device (give rows that are picked already where that matters). With `columns` the first
     `len(columns)` classes are compared, else all; the cross-entropy is over all of the student's.
     `chunk_bytes` bounds the logits that exist at a time; `wide_gradient` adds up the gradient of a 16-bit weight in
     float32; `compiled` sweeps by torch.compile (for CUDA, or several threads).
@@ -61,7 +63,7 @@ def fused_linear(
     kind = checked_kind(hidden, head, labels, teacher, divergence)
     labelled = None if labels is None else labels != UNLABELLED
     counted = None if kind is None else _mask(rows, len(hidden), hidden.device)
-    picked = _picked(labelled, counted if rows is not None or kind is None else None, kind is None)
+    picked = None if kind is not None and rows is None else _picked(labelled, counted)
     chosen = hidden if picked is None else hidden.index_select(0, picked)
     wide = widened(hidden[:0]).dtype
 
@@ -84,9 +86,7 @@ def fused_linear(
     )
     bias = None if head.bias is None else whole(head.bias)
     added = [part for inputs, factor in head.added for part in (inputs(chosen), whole(factor))]
-    total, label, divergences = Fused.apply(  # type: ignore[no-untyped-call]
-        chosen, whole(head.weight), bias, job, *added
-    )
+    total, label, divergences = fused(chosen, whole(head.weight), bias, job, *added)
     return FusedLoss(total, _placed(label, labelled, picked), _placed(divergences, counted, picked))
 
 
@@ -99,13 +99,9 @@ def _mask(rows: Tensor | None, size: int, device: torch.device) -> Tensor:
     return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, rows, True)
 
 
-def _picked(labelled: Tensor | None, counted: Tensor | None, labels_only: bool) -> Tensor | None:
-    """The indices of the rows that count somewhere; None: all rows."""
-    if labels_only:
-        counted = labelled
-    elif counted is not None and labelled is not None:
-        counted = counted | labelled
-    return None if counted is None else counted.nonzero().squeeze(-1)
+def _picked(*masks: Tensor | None) -> Tensor:
+    """The indices of the rows that are in any of the masks."""
+    return functools.reduce(torch.logical_or, [mask for mask in masks if mask is not None]).nonzero().squeeze(-1)
 
 
 def _coefficients(counted: Tensor, weight: float | Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,7 +133,7 @@ def _teaching(teacher: Taught | TopK | None, of_rows: Callable[[Tensor], Tensor]
             if teacher is None
             else TopKBlock(of_rows(teacher.indices).long(), of_rows(teacher.log_probabilities.detach()).to(dtype).exp())
         )
-        return {"teacher": None, "teacher_hidden": None, "teacher_weight": None, "top_k": kept, "width": 0}
+        return {"teacher": None, "teacher_hidden": None, "teacher_weight": None, "top_k": kept}
     head, columns = teacher.head, teacher.columns
     weight, bias = whole(head.weight.detach()), _finite(head.bias, dtype)
     width, picked, lacking = len(weight), None, None
@@ -154,7 +150,8 @@ def _teaching(teacher: Taught | TopK | None, of_rows: Callable[[Tensor], Tensor]
         "teacher_hidden": of_rows(teacher.hidden.detach()),
         "teacher_weight": weight,
         "top_k": None,
-        "width": width,
+        "teacher_width": width,
+        "teacher_dtype": product_dtype(teacher.hidden, weight),
     }
 
 
