@@ -72,11 +72,17 @@ class CachingTrainer(SavingTrainer):
         self, cached: CachedTeacher, teacher: nn.Module, pairing: Pairing, processing_class: Any
     ) -> StoredTeacher:
         """A teacher whose targets are on the disk, with the model beside it where it came."""
+        if self.args.mixup or self.args.cutmix:
+            raise HfDistillError(
+                "A CachedTeacher came with mixup or cutmix, which mix the pictures of each batch anew, so that no "
+                "cache can hold them; expected the mixing inside the data set: ReplayedViews(dataset, mixup=..., cutmix=...)."
+            )
         fields = (*self.distillation_objective.fields, *self.task.fields)
         live, identity = None, None
         if cached.teacher_model is not None:
-            # Before it is prepared, which may change the type of its weights.
-            identity = TeacherIdentity.of(teacher, self.teacher_name, self.args.teacher_model_revision)
+            identity = TeacherIdentity.of(
+                teacher, self._precision(teacher), self.teacher_name, self.args.teacher_model_revision
+            )
             portions = portions_of(self.args, self.task)
             live = LiveTeacher(self._prepared(teacher), None, pairing.read, fields, portions=portions)
         reading = Reading(pairing.read, pairing.columns, fields, pairing.tokens.columns)
@@ -84,6 +90,14 @@ class CachingTrainer(SavingTrainer):
         stored = StoredTeacher(cached.store(), self.task, reading, settings, teacher, live, identity)
         self.add_callback(KeepsTargets(stored))
         return stored
+
+    def _precision(self, teacher: nn.Module) -> str:
+        """In what type the teacher computes: its own, or that of Accelerate's autocast."""
+        given, mixed = self.args.teacher_dtype, self.accelerator.mixed_precision
+        if given not in (None, "auto"):
+            return str(given)
+        types = [str(each.dtype).removeprefix("torch.") for each in teacher.parameters()]
+        return {"fp16": "float16", "bf16": "bfloat16"}.get(mixed) or (types[0] if types else "float32")
 
     def _prepared(self, teacher: nn.Module) -> nn.Module:
         raise NotImplementedError

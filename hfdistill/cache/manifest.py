@@ -27,20 +27,21 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """Which model the targets are of: its class, the hash of its weights, and by which name it came, if it had one."""
+    """Which model the targets are of: its class, the hash of its weights, in which precision it ran, and its name."""
 
     class_name: str
     weights: str
+    precision: str
     name: str | None = None
     revision: str | None = None
     config: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, name: str | None, revision: str | None) -> TeacherIdentity:
+    def of(cls, model: nn.Module, precision: str, name: str | None, revision: str | None) -> TeacherIdentity:
         """That of a model in memory."""
         config = model.config.to_dict() if isinstance(model, PreTrainedModel) else None
         found = None if config is None else json.loads(json.dumps(config, default=str))
-        return cls(type(model).__name__, weight_hash(model), name, revision, found)
+        return cls(type(model).__name__, weight_hash(model), precision, name, revision, found)
 
     def skeleton(self) -> PreTrainedModel:
         """The teacher without weights, from which its classes, inputs and layers can be told.
@@ -139,7 +140,8 @@ class Manifest:
 
     def check_teacher(self, teacher: TeacherIdentity, folder: Path) -> None:
         """Refuse another teacher than the one whose targets are there. Errors: HfDistillError."""
-        if (teacher.class_name, teacher.weights) != (self.teacher.class_name, self.teacher.weights):
+        own = self.teacher
+        if (teacher.class_name, teacher.weights, teacher.precision) != (own.class_name, own.weights, own.precision):
             raise HfDistillError(
                 f"{folder} holds targets of another teacher: {_described(self.teacher)}, and "
                 f"{_described(teacher)} came. Give this teacher a folder of its own."
@@ -152,7 +154,7 @@ class Manifest:
 
 
 def _described(teacher: TeacherIdentity) -> str:
-    return f"{teacher.name or teacher.class_name} with weights {teacher.weights[:12]}"
+    return f"{teacher.name or teacher.class_name} with weights {teacher.weights[:12]} in {teacher.precision}"
 
 
 def weight_hash(model: nn.Module) -> str:
