@@ -75,7 +75,7 @@ class CachingTrainer(SavingTrainer):
         if self.args.mixup or self.args.cutmix:
             raise HfDistillError(
                 "A CachedTeacher came with mixup or cutmix, which mix the pictures of each batch anew, so that no "
-                "cache can hold them; expected the mixing inside the data set: ReplayedViews(dataset, mixup=..., cutmix=...)."
+                "cache can hold them; expected the mixing inside the data set: ReplayedViews(dataset, mixup=...)."
             )
         fields = (*self.distillation_objective.fields, *self.task.fields)
         live, identity = None, None
