@@ -33,6 +33,7 @@ _MODULES = {
     "OwnBase": "teachers",
     "Peer": "teachers",
     "Relations": "features",
+    "ReplayedViews": "replay",
     "Span": "features",
     "TaskLoss": "knowledge",
     "Window": "features",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from hfdistill.knowledge import Logits as Logits
     from hfdistill.knowledge import TaskLoss as TaskLoss
     from hfdistill.objective import Objective as Objective
+    from hfdistill.replay import ReplayedViews as ReplayedViews
     from hfdistill.search_space import distillation_space as distillation_space
     from hfdistill.students import student_from_teacher as student_from_teacher
     from hfdistill.students import student_with_distillation_token as student_with_distillation_token

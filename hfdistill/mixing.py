@@ -47,9 +47,9 @@ class Mixing:
         draws = np.random.default_rng([self.seed, *content.view(np.uint64).tolist()])
         if len(first) < 2 or draws.random() >= self.probability:
             return dict(batch)
-        kinds = [kind for kind, strength in ((_mixed, self.mixup), (_cut, self.cutmix)) if strength > 0]
+        kinds = [kind for kind, strength in ((blended, self.mixup), (with_rectangle, self.cutmix)) if strength > 0]
         kind = kinds[draws.integers(len(kinds))]
-        strength = self.mixup if kind is _mixed else self.cutmix
+        strength = self.mixup if kind is blended else self.cutmix
         share = draws.beta(strength, strength)
         # Shifted by at least one, so that no picture is mixed with itself.
         others = (torch.arange(len(first)) + int(draws.integers(1, len(first)))) % len(first)
@@ -83,11 +83,12 @@ def pictures_of(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _mixed(own: torch.Tensor, other: torch.Tensor, share: float, place: tuple[float, float]) -> torch.Tensor:
+def blended(own: torch.Tensor, other: torch.Tensor, share: float, place: tuple[float, float]) -> torch.Tensor:
+    """A weighted mean: `share` of a picture's own, the rest of the other."""
     return share * own + (1 - share) * other
 
 
-def _cut(own: torch.Tensor, other: torch.Tensor, share: float, place: tuple[float, float]) -> torch.Tensor:
+def with_rectangle(own: torch.Tensor, other: torch.Tensor, share: float, place: tuple[float, float]) -> torch.Tensor:
     """A rectangle of the other picture, in shares of the sides, so that views of other sizes get the same one."""
     side = (1 - share) ** 0.5
     cut = own.clone()

@@ -42,6 +42,7 @@ from hfdistill.mutual import turned
 from hfdistill.objective import Objective, weight_at
 from hfdistill.pairing import with_heads
 from hfdistill.parts import PartSums
+from hfdistill.replay import following
 from hfdistill.rows import RowCounts
 from hfdistill.sight import unwrapped
 from hfdistill.tasks import Queries, Task, named_task, task_of
@@ -125,6 +126,8 @@ class DistillationTrainer(TaughtTrainer):
         )
         check_first_batch(self.train_dataset, collator, self.distillation_objective, self.task, models)
         self._bind_features()
+        for callback in following(self.train_dataset, self.eval_dataset):
+            self.add_callback(callback)
         self._check_cache()
 
     # ---- construction --------------------------------------------------------------------------------------------
