@@ -72,6 +72,12 @@ class DistillationConfig(TrainingArguments):
     teacher_sharded: bool = field(
         default=False, metadata={"help": "Cut the teacher among the processes by FSDP2, layer by layer."}
     )
+    fused_head: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute losses over a vocabulary without its logits; if None where it is large and models allow."
+        },
+    )
     channels_last: bool = field(
         default=False, metadata={"help": "Lay out pictures and convolutions with the channels last in memory."}
     )

@@ -46,7 +46,8 @@ class StepContext:
     outputs that the terms have asked for, by name; `pairs` are the matched queries of a set-prediction head; `inputs`
     are the batch's, and `features` what both models have shown of their insides. `epoch` counts the epochs done so far,
     `balanced` holds the weights that were found by measuring, by the term's name, and `learned` the temperatures that
-    are learnt.
+    are learnt. `fused` is what was computed in the forward already; then there are no logits, but tensors without
+    classes.
     """
 
     logits: torch.Tensor
@@ -62,6 +63,16 @@ class StepContext:
     epoch: float = 0.0
     balanced: Mapping[str, float] = field(default_factory=dict)
     learned: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    fused: Fused | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What was computed without logits: the weighted `total` of some terms, their unweighted `parts`, and `classes`."""
+
+    total: torch.Tensor
+    parts: Mapping[str, torch.Tensor]
+    classes: int
 
 
 class Term(Protocol):

@@ -91,10 +91,12 @@ class Objective:
 
     def __call__(self, context: StepContext, counts: RowCounts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total, and each term's unweighted part: this micro-batch's share of the step's means."""
-        total: torch.Tensor | None = None
+        fused = context.fused
+        total: torch.Tensor | None = None if fused is None else fused.total
         parts = self.parts(context, counts)
+        made = {} if fused is None else fused.parts
         for term in self.active:
-            if is_used(term.weight) and term.name in parts:
+            if is_used(term.weight) and term.name in parts and term.name not in made:
                 weight = weight_at(term, context.epoch, context.balanced)
                 weighted = parts[term.name] if weight == 1 else weight * parts[term.name]
                 total = weighted if total is None else total + weighted
@@ -107,8 +109,10 @@ class Objective:
 
     def parts(self, context: StepContext, counts: RowCounts) -> dict[str, torch.Tensor]:
         """Each term's unweighted part with its graph; terms that need labels are left out of a batch without."""
-        parts: dict[str, torch.Tensor] = {}
+        parts: dict[str, torch.Tensor] = {} if context.fused is None else dict(context.fused.parts)
         for term in self.active:
+            if term.name in parts:
+                continue
             if term.needs_labels and context.rows.labels is None:
                 continue
             values = term.values(context)

@@ -17,6 +17,7 @@ from hfdistill.caching import CachingTrainer
 from hfdistill.channels import contiguous, laid_out, lay_out, pictures_laid_out
 from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
+from hfdistill.fused_head import FusedHead, Pair, fused_head_of
 from hfdistill.mutual import check_peers, check_trainable_together
 from hfdistill.pairing import Pairing, paired, view_differences
 from hfdistill.tasks import Task
@@ -47,6 +48,7 @@ class TaughtTrainer(CachingTrainer):
     views: Views
     model_init: Callable[..., nn.Module] | None  # type: ignore[assignment]
     _reads_raw_columns: bool
+    _fused: tuple[Pair, FusedHead | None] | None = None
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, laid out in memory as the arguments ask for."""
@@ -73,6 +75,13 @@ class TaughtTrainer(CachingTrainer):
                 "first axis; expected whole models. Leave it out."
             )
         lay_out({"student": self.model, **teachers})
+
+    def _fused_head(self) -> FusedHead | None:
+        """What computes losses over a vocabulary without logits; looked for once with each student and objective."""
+        pair = Pair(self.model, self.teacher, self.task, self.distillation_objective, self.tokens.columns)
+        if self._fused is None or self._fused[0] != pair:
+            self._fused = (pair, fused_head_of(pair, self.args))
+        return self._fused[1]
 
     def _bind_several(self, several: Gathered, row: Task, given: Any, example: Mapping[str, Any]) -> Any:
         """Make an ensemble and the views of a batch; returns what the teachers' own view is made by."""

@@ -36,6 +36,7 @@ from hfdistill.ensembles import gathered
 from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.features import FeatureWatch
 from hfdistill.first_look import check_first_batch, first_batch
+from hfdistill.fused_head import FusedHead
 from hfdistill.knowledge import StepContext
 from hfdistill.mixing import MixingCollator, mixing_of
 from hfdistill.mutual import turned
@@ -129,6 +130,7 @@ class DistillationTrainer(TaughtTrainer):
         for callback in following(self.train_dataset, self.eval_dataset):
             self.add_callback(callback)
         self._check_cache()
+        self._fused_head()
 
     # ---- construction --------------------------------------------------------------------------------------------
 
@@ -238,7 +240,8 @@ class DistillationTrainer(TaughtTrainer):
         num_items_in_batch: RowCounts | torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The objective for one micro-batch, divided by the rows of its whole optimizer step."""
-        outputs, context = self.outputs_and_context(model, inputs)
+        counts = num_items_in_batch if isinstance(num_items_in_batch, RowCounts) else None
+        outputs, context = self.outputs_and_context(model, inputs, counts)
         self._watch_faults(context)
         if isinstance(num_items_in_batch, RowCounts):
             total = self._training_total(context, num_items_in_batch)
@@ -250,15 +253,25 @@ class DistillationTrainer(TaughtTrainer):
         logits = context.logits if context.pairs is None else self.task.logits(outputs, inputs)
         return total, as_mapping(outputs, logits, self.task)
 
-    def outputs_and_context(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, StepContext]:
-        """What the student gives for a micro-batch, and what the terms see of it and of the teacher."""
+    def outputs_and_context(
+        self, model: nn.Module, inputs: Mapping[str, Any], counts: RowCounts | None = None
+    ) -> tuple[Any, StepContext]:
+        """What the student gives for a micro-batch, and what the terms see of it and of the teacher.
+
+        With the `counts` of an optimizer step a fused head may compute its terms here and give no logits.
+        """
+        fused = self._fused_head() if counts is not None and model.training else None
+        rows, epoch = self.task.rows(inputs), float(self.state.epoch or 0.0)
         with lookups_explained(inputs):
             # The teacher first: its activations are gone before the student's have to be kept.
             peer = self.teacher if isinstance(self.teacher, PeerTeacher) and model.training else None
-            targets = None if peer else self._targets(inputs)
+            targets = None if peer else self._targets(inputs, fused)
             # Except for a peer, which learns too, and runs inside the student's forward.
             beside = peer.beside(self.model, self.views.teacher(inputs)) if peer else nullcontext()
-            with self.features.watching(self.model, self.views.student(inputs)) as seen, beside as forward:
+            smoothing = self.args.label_smoothing_factor
+            within = nullcontext() if not (fused and counts) else fused.within(rows, targets, counts, epoch, smoothing)
+            watching = self.features.watching(self.model, self.views.student(inputs))
+            with watching as seen, beside as forward, within as step:
                 seen.told(inputs, None if targets is None else targets.seen)
                 outputs = model(**seen.inputs, **self.features.arguments)
             targets = targets if forward is None else forward.targets()
@@ -267,22 +280,24 @@ class DistillationTrainer(TaughtTrainer):
         context = StepContext(
             logits,
             targets,
-            self.task.rows(inputs),
+            rows,
             self.task,
             model_loss=model_loss(outputs, self.task),
             fields=fields_of(outputs, self.distillation_objective.fields),
             inputs=inputs,
             features=features,
-            epoch=float(self.state.epoch or 0.0),
+            epoch=epoch,
             balanced=self.balance.weights,
             learned=self.features.temperatures(seen),
+            fused=None if step is None else step.done(),
         )
         return outputs, with_pairs(context, outputs)
 
-    def _targets(self, inputs: Mapping[str, Any]) -> Targets | None:
+    def _targets(self, inputs: Mapping[str, Any], fused: FusedHead | None = None) -> Targets | None:
         if self.teacher is None or not self.distillation_objective.needs_teacher:
             return None
-        return self.teacher(self.views.teacher(inputs))
+        own = self.views.teacher(inputs)
+        return self.teacher(own) if fused is None else fused.targets(self.teacher, own)
 
     def _training_total(self, context: StepContext, counts: RowCounts) -> torch.Tensor:
         total, parts = self.distillation_objective(self._smoothed(context), counts)
@@ -312,7 +327,8 @@ class DistillationTrainer(TaughtTrainer):
         if context.targets is not None:
             self.faults.targets(context.targets, where, step)
         if self.task.integer_labels:
-            self.faults.labels(context.rows, self.task.compared or context.logits.shape[-1], where, step)
+            classes = context.logits.shape[-1] if context.fused is None else context.fused.classes
+            self.faults.labels(context.rows, self.task.compared or classes, where, step)
 
     # ---- logs and evaluation -------------------------------------------------------------------------------------
 

@@ -1,0 +1,216 @@
+"""Losses over a vocabulary without its logits: the same training, and less memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+
+from hfdistill import CachedTeacher, DistillationTrainer, HfDistillError, HiddenStates, Logits, Objective, TaskLoss
+from hfdistill.heads import head_of
+from tests import by_sgd
+from tests.tasks import token_models
+from tests.tasks.trajectory import examples
+from tests.trainer.trajectory import assert_same
+
+ROOT = Path(__file__).parents[2]
+HEADS = ["llama", "gpt2", "bert_masked", "t5", "bart"]
+
+
+def trainer_of(name: str, folder: Path, given: Any = None, **options: Any) -> DistillationTrainer:
+    """A trainer of three optimizer steps; what is no option of DistillationTrainer goes to its arguments."""
+    own = {key: options.pop(key) for key in ("objective", "model", "peft_config") if key in options}
+    rows = options.pop("rows", None) or examples(name)
+    settings = {"learning_rate": 0.2, "alpha": 0.6, "temperature": 2.0, **options}
+    return DistillationTrainer(
+        own.pop("model", None) or token_models.model(name, seed=1),
+        by_sgd.arguments(folder, **settings),
+        teacher_model=given or token_models.model(name, layers=2, seed=2),
+        train_dataset=rows,
+        data_collator=token_models.padded,
+        **own,
+    )
+
+
+def trained(name: str, folder: Path, given: Any = None, **options: Any) -> dict[str, torch.Tensor]:
+    """Train; parameters, gradient norms and logged parts by name."""
+    trainer = trainer_of(name, folder, given, **options)
+    trainer.train()
+    return by_sgd.seen_in(trainer)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_it_is_the_same_training(name: str, tmp_path: Path) -> None:
+    """Also with accumulation and smoothed labels; every fifth example has no labels."""
+    plain = trained(name, tmp_path, fused_head=False, label_smoothing_factor=0.1)
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    assert_same(plain, trained(name, tmp_path, fused_head=True, label_smoothing_factor=0.1))
+    assert_same(plain, trained(name, tmp_path, fused_head=True, label_smoothing_factor=0.1, **cut))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        lambda: [TaskLoss()],
+        lambda: [Logits("reverse_kl", temperature=1.5)],
+        lambda: [TaskLoss(0.3), Logits("jensen_shannon", beta=0.3), HiddenStates("cosine_distance")],
+        lambda: [TaskLoss(0.0), Logits("skew_kl", skew=0.2, reverse=True)],
+    ],
+    ids=["labels", "reverse KL", "Jensen-Shannon and hidden states", "skewed, labels looked at"],
+)
+def test_each_divergence_beside_other_terms(terms: Callable[[], list[Any]], tmp_path: Path) -> None:
+    plain, fused = (
+        trained("llama", tmp_path, objective=Objective(terms()), fused_head=asked) for asked in (False, True)
+    )
+    assert_same(plain, fused)
+
+
+def other(kind: str, seed: int) -> PreTrainedModel:
+    """A decoder that changes its logits after the head, by a softcap or a scale."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": seed, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": token_models.VOCABULARY, "pad_token_id": 0}
+    torch.manual_seed(seed)
+    model: PreTrainedModel = (
+        Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=0.5))
+        if kind == "gemma2"
+        else CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.25))
+    )
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "scale", "softcap"), [("gemma2", 1.0, 0.5), ("cohere", 0.25, None)])
+def test_softcaps_and_scales_are_found(kind: str, scale: float, softcap: float | None, tmp_path: Path) -> None:
+    """By trying, not by the name of the model."""
+    trainer = trainer_of("llama", tmp_path, other(kind, 2), model=other(kind, 1), fused_head=True)
+    head = head_of(other(kind, 1), trainer.task)
+    assert head is not None
+    assert (head.scale, head.softcap) == (scale, softcap)
+    plain, fused = (
+        trained("llama", tmp_path, other(kind, 2), model=other(kind, 1), fused_head=asked) for asked in (False, True)
+    )
+    assert_same(plain, fused)
+
+
+def test_adapters_on_the_head(tmp_path: Path) -> None:
+    """LoRA's product beside the frozen weight's."""
+    lora = LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+
+    def run(asked: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        return trained("llama", tmp_path, peft_config=lora, fused_head=asked, learning_rate=0.05)
+
+    plain, fused = run(asked=False), run(asked=True)
+    assert any("lm_head.lora_B" in name for name in fused)
+    assert_same(plain, fused)
+
+
+def test_the_most_likely_classes_of_a_cache(tmp_path: Path) -> None:
+    """No teacher in memory, and no logits."""
+    settings: dict[str, Any] = {"top_k": 7, "temperatures": (2.0,)}
+    given = CachedTeacher(tmp_path / "cache", token_models.model("llama", layers=2, seed=2), **settings)
+    trainer_of("llama", tmp_path, given).fill_cache(bar=lambda batches, title: batches)
+    plain, fused = (
+        trained("llama", tmp_path, CachedTeacher(tmp_path / "cache"), fused_head=asked) for asked in (False, True)
+    )
+    assert_same(plain, fused)
+
+
+def test_no_logits_are_made_in_training_and_all_in_evaluation(tmp_path: Path) -> None:
+    """Whatever reads predictions finds them there."""
+    trainer = trainer_of("llama", tmp_path, fused_head=True)
+    shapes: list[tuple[int, ...]] = []
+    trainer.model.register_forward_hook(lambda module, given, output: shapes.append(tuple(output["logits"].shape)))
+    trainer.train()
+    # Batches of eight; at the start the head is tried on a few tokens.
+    assert {shape[-1] for shape in shapes if shape[0] == 8} == {0}
+    shapes.clear()
+    predicted = trainer.predict(examples("llama")[1:5])  # type: ignore[arg-type]
+    assert {shape[-1] for shape in shapes} == {token_models.VOCABULARY}
+    assert predicted.predictions.shape[-1] == token_models.VOCABULARY
+
+
+def test_by_itself_from_many_classes_on(tmp_path: Path) -> None:
+    """And not where logits are small."""
+
+    def has_one(vocabulary: int) -> bool:
+        student, teacher = (token_models.model("llama", seed=seed, vocabulary=vocabulary) for seed in (1, 2))
+        return trainer_of("llama", tmp_path, teacher, model=student)._fused_head() is not None
+
+    assert has_one(8192)
+    assert not has_one(token_models.VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": Objective([TaskLoss(), Logits("dist")])}, "is not among the divergences that are fused"),
+        ({"objective": Objective([Logits(), Logits("reverse_kl", name="b")])}, "several terms read the same logits"),
+        ({"objective": Objective([TaskLoss(), Logits(weight="auto")])}, "a weight is found by measuring"),
+        ({"torch_compile_backend": "eager"}, "a compiled model's head cannot be replaced"),
+    ],
+)
+def test_what_cannot_be_fused_is_said_where_it_was_asked_for(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(HfDistillError, match=said):
+        trainer_of("llama", tmp_path, fused_head=True, **options)
+
+
+def test_heads_that_are_no_plain_product_compute_their_logits(tmp_path: Path) -> None:
+    """One that does something else with them is not mistaken for a product."""
+
+    class Bent(nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden).abs()
+
+    student = token_models.model("llama", seed=1)
+    bent = Bent(student.lm_head.in_features, student.lm_head.out_features, bias=False)
+    bent.weight = student.lm_head.weight
+    student.lm_head = bent
+    with pytest.raises(HfDistillError, match="the head of LlamaForCausalLM is not a plain product"):
+        trainer_of("llama", tmp_path, model=student, fused_head=True)
+    assert trainer_of("llama", tmp_path, model=student)._fused_head() is None
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """DistributedDataParallel finds the head's gradient in the forward's outputs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, __file__, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("llama", "bert_masked"):
+        both = load_file(tmp_path / f"{name}.safetensors")
+        assert both.pop("processes") == 2
+        assert_same(trained(name, tmp_path / "alone", fused_head=False), both)
+
+
+def main(folder: Path) -> None:
+    """Train on the processes of this launch."""
+    torch.set_num_threads(1)
+    for name in ("llama", "bert_masked"):
+        trainer = trainer_of(name, folder / "out", fused_head=True, per_device_train_batch_size=4)
+        trainer.train()
+        seen = by_sgd.seen_in(trainer)
+        seen["processes"] = torch.tensor(trainer.accelerator.num_processes)
+        if trainer.is_world_process_zero():
+            save_file(seen, folder / f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
