@@ -49,6 +49,8 @@ class TaughtTrainer(CachingTrainer):
     model_init: Callable[..., nn.Module] | None  # type: ignore[assignment]
     _reads_raw_columns: bool
     _fused: tuple[Pair, FusedHead | None] | None = None
+    # Whether an evaluation asks for the loss alone, and for no logits.
+    _loss_alone = False
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, laid out in memory as the arguments ask for."""

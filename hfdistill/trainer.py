@@ -241,6 +241,8 @@ class DistillationTrainer(TaughtTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The objective for one micro-batch, divided by the rows of its whole optimizer step."""
         counts = num_items_in_batch if isinstance(num_items_in_batch, RowCounts) else None
+        if counts is None and self._loss_alone:
+            counts = RowCounts.of([self.task.rows(inputs)], self.args.device)
         outputs, context = self.outputs_and_context(model, inputs, counts)
         self._watch_faults(context)
         if isinstance(num_items_in_batch, RowCounts):
@@ -258,9 +260,9 @@ class DistillationTrainer(TaughtTrainer):
     ) -> tuple[Any, StepContext]:
         """What the student gives for a micro-batch, and what the terms see of it and of the teacher.
 
-        With the `counts` of an optimizer step a fused head may compute its terms here and give no logits.
+        With the `counts` of the rows a fused head may compute its terms here and give no logits.
         """
-        fused = self._fused_head() if counts is not None and model.training else None
+        fused = None if counts is None else self._fused_head()
         rows, epoch = self.task.rows(inputs), float(self.state.epoch or 0.0)
         with lookups_explained(inputs):
             # The teacher first: its activations are gone before the student's have to be kept.
@@ -376,7 +378,11 @@ class DistillationTrainer(TaughtTrainer):
             # Such tasks have no label column; this is how Trainer is told to score a batch all the same.
             inputs = {**inputs, RETURN_LOSS: True}
         if all(inputs.get(name) is not None for name in self.label_names):
-            scored = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            self._loss_alone = prediction_loss_only
+            try:
+                scored = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            finally:
+                self._loss_alone = False
             if scored[2] is None or not isinstance(self.task.layout, Queries):
                 return scored
             # Trainer puts batches together entry by entry, and a picture's objects are a list of their own.

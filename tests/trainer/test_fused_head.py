@@ -142,6 +142,19 @@ def test_no_logits_are_made_in_training_and_all_in_evaluation(tmp_path: Path) ->
     assert predicted.predictions.shape[-1] == token_models.VOCABULARY
 
 
+def test_an_evaluation_of_the_loss_alone_makes_none_either(tmp_path: Path) -> None:
+    """And gives the same numbers."""
+    found, shapes = [], []
+    for asked in (False, True):
+        trainer = trainer_of("llama", tmp_path, fused_head=asked)
+        trainer.model.register_forward_hook(lambda module, given, output: shapes.append(output["logits"].shape[-1]))
+        metrics = trainer.evaluate(examples("llama")[1:9])  # type: ignore[arg-type]
+        found.append({name: value for name, value in metrics.items() if "loss" in name})
+    assert shapes == [token_models.VOCABULARY, 0]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert "eval_loss/kd" in found[0]
+
+
 def test_by_itself_from_many_classes_on(tmp_path: Path) -> None:
     """And not where logits are small."""
 
