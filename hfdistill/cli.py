@@ -58,6 +58,7 @@ def _commands() -> dict[str, Callable[[argparse.Namespace], int]]:
     return {
         "run": _run,
         "sweep": _sweep,
+        "cache": _cache,
         "recipes": _recipes,
         "report": _report,
         "doctor": _doctor,
@@ -112,6 +113,27 @@ def _sweep(options: argparse.Namespace) -> int:
     return OK
 
 
+def _cache(options: argparse.Namespace) -> int:
+    from hfdistill.stages.filling import cache_of, fill_recipe
+
+    reporter = _long_reporter(options)
+    recipe, output = _recipe(options), _output(options)
+    reporter.say(f"{options.recipe} -> {cache_of(recipe, output)}", style="bold")
+    filled = fill_recipe(recipe, output, reporter)
+    reporter.say(filled.sentence())
+    if recipe.teacher.cache:
+        reporter.say("Training with the same recipe reads it: hfdistill run, hfdistill sweep.")
+    else:
+        reporter.say(f"To train from it, add to `hfdistill run` or `hfdistill sweep`: --teacher.cache={filled.folder}")
+    return OK
+
+
+def _cache_folder(options: argparse.Namespace) -> Path:
+    from hfdistill.stages.filling import cache_of
+
+    return cache_of(_recipe(options), _output(options))
+
+
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The recipe with what the command line changes."""
     from dataclasses import replace
@@ -119,19 +141,20 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     from hfdistill.recipe import load_recipe, override_arguments
 
     recipe = load_recipe(options.recipe, override_arguments(options.changes), options.method)
-    if options.command != "run":
+    if options.command not in ("run", "cache"):
         return recipe
     seeds = recipe.seeds
     if options.seeds is not None:
         seeds = [recipe.seeds[0] + number for number in range(options.seeds)]
     if options.seed is not None:
         seeds = options.seed
-    return replace(recipe, seeds=seeds, control=recipe.control and not options.no_control)
+    control = recipe.control and not (options.command == "run" and options.no_control)
+    return replace(recipe, seeds=seeds, control=control)
 
 
 def _output(options: argparse.Namespace) -> Path:
     name = Path(options.recipe).stem
-    if options.command == "run" and options.method is not None:
+    if options.command in ("run", "cache") and options.method is not None:
         name = f"{name}-{Path(options.method).stem}"
     return Path(options.output or Path("runs") / (f"{name}-sweep" if options.command == "sweep" else name))
 
@@ -244,6 +267,8 @@ def _interrupted(options: argparse.Namespace) -> int:
             kept = (
                 f" What is finished and the last checkpoint are kept in {_output(options)}; to go on: {options.again}"
             )
+        if options.command == "cache":
+            kept = f" What the teacher has said is kept in {_cache_folder(options)}; to go on: {options.again}"
         print(f"\nInterrupted.{kept}", file=sys.stderr)
     return INTERRUPTED
 

@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   hfdistill run fashion_mnist --seeds 3 --output runs/clothes
   hfdistill run imagefolder --data.dataset=/my/pictures --training.learning_rate=1e-4
   hfdistill run digits --method dkd
+  hfdistill cache digits --teacher.cache=caches/digits
   hfdistill sweep digits --temperature 1,2,4,8 --alpha .5,.9
   accelerate launch --multi_gpu --num_processes 2 -m hfdistill run cifar100
 """
@@ -22,6 +23,11 @@ CHANGES = "Any value of the recipe can be changed: --section.key=VALUE, such as 
 SWEPT = (
     f"{CHANGES} Of several values, parted by commas, each is tried with each of the other keys. The best is chosen on "
     "validation data, the first of equals; the test split is not looked at. Run the same command again to go on."
+)
+CACHED = (
+    f"{CHANGES} The cache lies in teacher.cache (a folder, or a mapping with path, top_k, temperatures, dtype, "
+    "probabilities and views), by default in DIR/cache. The teacher is that of the run in DIR, trained first if it has "
+    "to be. Run the same command again to go on."
 )
 EXIT_CODES = "exit codes: 0 done, 1 the run failed, 2 wrong usage or recipe, 130 interrupted (run again to go on)"
 
@@ -67,14 +73,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     _add_method(run)
     run.add_argument("--output", metavar="DIR", type=Path, help="folder of the results (default: runs/RECIPE)")
-    seeds = run.add_mutually_exclusive_group()
-    seeds.add_argument("--seeds", metavar="N", type=_count, help="how many seeds, counted up from the recipe's first")
-    seeds.add_argument("--seed", metavar="S", type=int, nargs="+", help="these seeds")
+    _add_seeds(run)
     run.add_argument(
         "--no-control", action="store_true", help="do not train the student without the teacher: the gain stays unknown"
     )
     run.add_argument("--overwrite", action="store_true", help="do stages anew that other values of the recipe made")
     _add_sweep(add("sweep", "Train a student for each combination of settings, and choose the best.", SWEPT))
+    _add_cache(add("cache", "Keep a teacher's targets on the disk, so that students are trained without it.", CACHED))
     add("recipes", "List the recipes and methods that come with hfdistill.")
     report = add("report", "Make the report of a run again.")
     report.add_argument("run_folder", metavar="RUN_FOLDER", type=Path, help="the output folder of a run")
@@ -94,6 +99,21 @@ def _add_method(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--method", metavar="METHOD", help="a method (see `hfdistill recipes`), or the path of one, for the objective"
     )
+
+
+def _add_seeds(command: argparse.ArgumentParser) -> None:
+    seeds = command.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", metavar="N", type=_count, help="how many seeds, counted up from the recipe's first")
+    seeds.add_argument("--seed", metavar="S", type=int, nargs="+", help="these seeds")
+
+
+def _add_cache(cache: argparse.ArgumentParser) -> None:
+    cache.add_argument("recipe", metavar="RECIPE", help="a shipped name or the path of a YAML file")
+    _add_method(cache)
+    cache.add_argument(
+        "--output", metavar="DIR", type=Path, help="folder of the run, which has the teacher (default: runs/RECIPE)"
+    )
+    _add_seeds(cache)
 
 
 def _add_sweep(sweep: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfdistill.cache.cached import CachedTeacher
-from hfdistill.cache.collator import CachingCollator
+from hfdistill.cache.collator import CachingCollator, MissingTargetsError
 from hfdistill.cache.manifest import Manifest, TeacherIdentity
 from hfdistill.cache.store import Store
 from hfdistill.cache.teacher import KeepsTargets, Reading, StoredTeacher
@@ -13,6 +13,7 @@ __all__ = [
     "CachingCollator",
     "KeepsTargets",
     "Manifest",
+    "MissingTargetsError",
     "Reading",
     "Store",
     "StoredTeacher",

@@ -24,6 +24,10 @@ KEYS, MASK = STORED + "keys", STORED + "mask_"
 names of the masks of its places."""
 
 
+class MissingTargetsError(HfDistillError):
+    """Examples that a cache without a teacher does not hold."""
+
+
 def masks_of(batch: Mapping[str, Any], inputs: Mapping[str, Any], task: Task) -> dict[str, torch.Tensor]:
     """The places of a batch's examples: those whose logits count, of tokens, and those that hold something."""
     found = {}
@@ -87,7 +91,7 @@ class CachingCollator:
             # The teacher's own pictures have done their service, and need not travel to the device.
             return {key: value for key, value in batch.items() if not _is_picture(key, value)}
         if self.complete:
-            raise HfDistillError(why_missing(missing, len(keys), self.store, inputs))
+            raise MissingTargetsError(why_missing(missing, len(keys), self.store, inputs))
         batch[KEYS] = torch.from_numpy(keys.astype(np.uint64).view(np.int64))
         return batch | {MASK + kind: mask for kind, mask in masks.items()}
 

@@ -29,11 +29,15 @@ def _shared_zero() -> Tensor:
 
 @dataclass(frozen=True)
 class Changes:
-    """Which changes to make, and what they are drawn from; the epoch lies in shared memory, where workers see it."""
+    """Which changes to make, and what they are drawn from; the epoch lies in shared memory, where workers see it.
+
+    With `views` there are changes of so many epochs, which repeat.
+    """
 
     kinds: tuple[str, ...]
     seed: int = 0
     epoch: Tensor = field(default_factory=_shared_zero)
+    views: int | None = None
 
     def draws(self, rows: Tensor) -> Draws:
         """What to do to each of some rows in this epoch."""

@@ -73,14 +73,14 @@ class Examples(Dataset[dict[str, Tensor]]):
             return batch
         return batch | {"labels": self.labels[rows]}
 
-    def changed_by(self, seed: int) -> Examples:
-        """The same rows with changes drawn from another seed."""
-        return self if self.changes is None else replace(self, changes=Changes(self.changes.kinds, seed))
+    def changed_by(self, seed: int, views: int | None = None) -> Examples:
+        """The same rows with changes drawn from another seed, those of so many epochs again and again if given."""
+        return self if self.changes is None else replace(self, changes=Changes(self.changes.kinds, seed, views=views))
 
-    def begin_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int) -> None:
         """Draw anew: the changes of another epoch."""
         if self.changes is not None:
-            self.changes.epoch[0] = epoch
+            self.changes.epoch[0] = epoch if self.changes.views is None else epoch % self.changes.views
 
     def among(self, chosen: Tensor) -> Examples:
         """Only the rows where the mask over this split's rows is true."""

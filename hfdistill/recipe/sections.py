@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from hfdistill.recipe.adapters import adapters_of
 from hfdistill.recipe.beside import KEYS as BESIDE
 from hfdistill.recipe.beside import check_beside
+from hfdistill.recipe.cache import check_cache
 from hfdistill.recipe.ensemble import check_ensemble
 from hfdistill.recipe.forward import check_forward
 from hfdistill.recipe.generation import check_generation
@@ -55,7 +56,8 @@ class TeacherSection:
     moving average of the student's weights teaches, with `peer` ("student", or the keys of a student section) a second
     student that learns in turn; both read what the student reads, and `processor` is that of a student from a config.
     `dtype`, `attn_implementation`, `batch_size`, `device` and `sharded` say how it is run while it teaches: they are
-    DistillationConfig's, with `teacher_` before them.
+    DistillationConfig's, with `teacher_` before them. `cache` keeps its targets on the disk: true, a folder, or a
+    mapping with the keys of CacheSettings.
     """
 
     SECTION: ClassVar[str] = "teacher"
@@ -78,6 +80,7 @@ class TeacherSection:
     batch_size: int | None = None
     device: str | None = None
     sharded: bool = False
+    cache: bool | str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         names = ("model", "config", "ensemble", *BESIDE)
@@ -85,6 +88,7 @@ class TeacherSection:
         check_ensemble(self)
         check_beside(self)
         check_forward(self)
+        check_cache(self)
         if self.zero_shot is not None:
             self._check_zero_shot(self.zero_shot)
         if self.finetune is not None:

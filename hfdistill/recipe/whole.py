@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from hfdistill.recipe.assistants import assistant_sections
 from hfdistill.recipe.beside import check_learning_beside, peer_section
+from hfdistill.recipe.cache import check_cached_training
 from hfdistill.recipe.sections import DataSection, ObjectiveSection, StudentSection, TeacherSection, settle
 from hfdistill.recipe.training import training_settings
 from hfdistill.recipe.two_heads import check_two_heads
@@ -41,6 +42,7 @@ class Recipe:
             )
         check_two_heads(self.student, self.objective)
         check_learning_beside(self.teacher, self.student, self.objective, assistants=bool(self.assistants))
+        check_cached_training(self.teacher, self.objective, assistants=bool(self.assistants))
         self.peer()
         if self.teacher.zero_shot is not None and self.student.from_teacher is not None:
             raise RecipeError(

@@ -27,7 +27,8 @@ def assistant_runs(recipe: Recipe, output: Path) -> list[tuple[Recipe, Path]]:
         )
         runs.append((link, folder))
         stage = STUDENT if section.finetune is None else FINETUNED
-        teacher = TeacherSection(model=str(folder / f"seed-{TEACHER_SEED}" / stage), **forward_keys(recipe.teacher))
+        finished = str(folder / f"seed-{TEACHER_SEED}" / stage)
+        teacher = TeacherSection(model=finished, cache=recipe.teacher.cache, **forward_keys(recipe.teacher))
     return [*runs, (dataclasses.replace(recipe, teacher=teacher, assistants=[]), output)]
 
 

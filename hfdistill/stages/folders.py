@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from hfdistill._atomic import write_json
+from hfdistill.cache.teacher import MANY_CLASSES
 from hfdistill.data import TaskData
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import Recipe, RecipeError, forward
+from hfdistill.recipe.cache import AUTO, cache_settings
 from hfdistill.recipe.ensemble import OPTIONS
+from hfdistill.stages.models import named_config
 from hfdistill.stages.settings import CHECKPOINTS, CONTROL, FINETUNED, STUDENT, TEACHER, stage_settings
 
 STAGE_FILE, BEGUN_FILE = "stage.json", "begun.json"
@@ -40,7 +43,7 @@ class Stage:
     @property
     def fingerprint(self) -> str:
         """A hash of what determines the stage."""
-        return _hash(self.determined_by)
+        return hash_of(self.determined_by)
 
     @property
     def finished(self) -> bool:
@@ -72,7 +75,8 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _hash(determined_by: Mapping[str, Any]) -> str:
+def hash_of(determined_by: Mapping[str, Any]) -> str:
+    """A hash of values, without those that are switched off."""
     return hashlib.sha256(json.dumps(_set(determined_by), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -93,6 +97,7 @@ def planned_stages(recipe: Recipe, data: TaskData, output: Path) -> list[Stage]:
         parts = _student_parts(recipe, data, seed)
         student = parts | {"objective": asdict(recipe.objective), "teacher": taught_by}
         student |= {f"teacher.{key}": vars(recipe.teacher)[key] for key in forward.DECIDING}
+        student["teacher.cache"] = _cache_parts(recipe, data)
         finetuned = {
             "student": Stage(STUDENT, seed, output, student, True).fingerprint,
             "finetune": stage_settings(recipe, FINETUNED, seed).deciding(),
@@ -112,8 +117,8 @@ def _seeds_there(output: Path) -> list[int]:
 
 
 def _teacher_parts(recipe: Recipe, data: TaskData) -> dict[str, Any]:
-    section = {key: value for key, value in asdict(recipe.teacher).items() if key not in forward.KEYS}
-    parts: dict[str, Any] = {"teacher": section, "data": _data_parts(data)}
+    section = {key: value for key, value in asdict(recipe.teacher).items() if key not in (*forward.KEYS, "cache")}
+    parts: dict[str, Any] = {"teacher": section, "data": data_parts(data)}
     if section.pop("finetune") is not None:
         parts["teacher.finetune"] = stage_settings(recipe, TEACHER, 0).deciding()
     if section["ensemble"] is None:
@@ -128,12 +133,23 @@ def _teacher_parts(recipe: Recipe, data: TaskData) -> dict[str, Any]:
     return parts
 
 
+def _cache_parts(recipe: Recipe, data: TaskData) -> dict[str, Any] | None:
+    """What of a cache changes what is learnt: rounding, the most likely classes alone, and views that repeat."""
+    settings = cache_settings(recipe.teacher)
+    if settings is None:
+        return None
+    classes = len(data.space.names) or MANY_CLASSES
+    if settings.top_k == AUTO and recipe.teacher.finetune is None:
+        classes = max(classes, named_config(recipe.teacher).num_labels or 0)
+    return settings.deciding(classes >= MANY_CLASSES)
+
+
 def _student_parts(recipe: Recipe, data: TaskData, seed: int) -> dict[str, Any]:
     section = asdict(recipe.student)
     section.pop("finetune")
     parts = {
         "student": section,
-        "data": _data_parts(data),
+        "data": data_parts(data),
         "training": stage_settings(recipe, CONTROL, seed).deciding(),
     }
     if recipe.student.from_teacher is not None:
@@ -145,7 +161,7 @@ def _student_parts(recipe: Recipe, data: TaskData, seed: int) -> dict[str, Any]:
     return parts
 
 
-def _data_parts(data: TaskData) -> dict[str, Any]:
+def data_parts(data: TaskData) -> dict[str, Any]:
     """The data section, and what shows that the files behind it are still the same: sizes and labels."""
     digest = hashlib.sha256()
     for split in (data.train, data.validation, data.test):
@@ -170,18 +186,20 @@ def outgrown_stages(stages: Sequence[Stage]) -> list[tuple[Stage, list[str]]]:
     outgrown = []
     for stage in stages:
         former = stage.former()
-        if former is not None and _hash(former["determined_by"]) != stage.fingerprint:
+        if former is not None and hash_of(former["determined_by"]) != stage.fingerprint:
             outgrown.append((stage, list(_changes(former["determined_by"], stage.determined_by))))
     return outgrown
 
 
-def outgrown_error(output: Path, outgrown: Sequence[tuple[Stage, Sequence[str]]]) -> RecipeError:
+def outgrown_error(
+    output: Path, outgrown: Sequence[tuple[Stage, Sequence[str]]], overwrite: str = "--overwrite"
+) -> RecipeError:
     """What has changed since the folder was written, and the ways on."""
     changes = list(dict.fromkeys(change for _, each in outgrown for change in each if " fingerprint " not in change))
     return RecipeError(
         f"{output} holds a run with other values: {'; '.join(changes)}. That concerns "
-        f"{', '.join(stage.title for stage, _ in outgrown)}. Give a new folder with --output, or --overwrite to "
-        "do these stages anew."
+        f"{', '.join(stage.title for stage, _ in outgrown)}. Give a new folder with --output, or {overwrite} "
+        "to do these stages anew."
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,8 @@ from hfdistill.data.columns import IMAGE
 from hfdistill.measure import speeds
 from hfdistill.recipe import Recipe, RecipeError
 from hfdistill.recipe.forward import forward_arguments
-from hfdistill.stages import beside, models
+from hfdistill.stages import beside, cached, models
+from hfdistill.stages.cached import RunCache
 from hfdistill.stages.chain import assistant_runs, claim
 from hfdistill.stages.exam import Exam, Outcome
 from hfdistill.stages.exams import outcome_of
@@ -81,7 +83,8 @@ class Run:
     """A run in progress. Models, data and views are made when the first stage needs them.
 
     With `tested` false its models meet the validation split alone, as long as settings are still being chosen. Where
-    the run is the last of a chain, `written` is the recipe of all of it.
+    the run is the last of a chain, `written` is the recipe of all of it. `sharing` are recipes of other runs that may
+    read the same cache.
     """
 
     recipe: Recipe
@@ -90,6 +93,7 @@ class Run:
     tested: bool = True
     trained: Mapping[str, Path] = field(default_factory=dict)
     written: Recipe | None = None
+    sharing: Sequence[Recipe] = ()
     _teacher: list[models.AnyTeacher] = field(default_factory=list)
 
     # ---- what the stages work with -------------------------------------------------------------------------------
@@ -149,12 +153,23 @@ class Run:
         """What a trainer is given as its teacher."""
         if self.recipe.teacher.beside:
             return beside.teacher(self.recipe, self.data.kind, seed)
-        return models.as_teaching(self.teacher())
+        cache = self.cache
+        return models.as_teaching(self.teacher()) if cache is None else cached.teaching(self, cache, seed)
+
+    @property
+    def cache(self) -> RunCache | None:
+        """Where the teacher's targets are kept, if the recipe says so."""
+        return RunCache.of(self.recipe, self.output, self.sharing)
+
+    def forget_teacher(self) -> None:
+        """Give the teacher's memory back; it is loaded again when it is next asked for."""
+        self._teacher.clear()
+        gc.collect()
 
     def with_recipe(self, recipe: Recipe) -> Run:
         """This run with another recipe; what is made already stays where the sections that it comes from are equal."""
         if (recipe.data, recipe.teacher) != (self.recipe.data, self.recipe.teacher):
-            return Run(recipe, self.output, self.reporter, self.tested, self.trained)
+            return Run(recipe, self.output, self.reporter, self.tested, self.trained, sharing=self.sharing)
         other = copy.copy(self)
         other.recipe = recipe
         if recipe.student != self.recipe.student:
@@ -170,6 +185,7 @@ class Run:
         for stage in (TEACHER, CONTROL, STUDENT, FINETUNED):
             stage_settings(self.recipe, stage, self.recipe.seeds[0]).config(self.output)
         beside.check(self.recipe, self.data.space)
+        cached.check(self.recipe, self.data)
         objective = self.recipe.objective
         if (objective.mixup or objective.cutmix) and (self.data.kind.name != IMAGE or not self.data.space.whole):
             raise RecipeError(
@@ -233,17 +249,23 @@ class Run:
         self._train_and_finish(stage, lesson, stage_settings(self.recipe, CONTROL, stage.seed))
 
     def _do_student(self, stage: Stage) -> None:
+        lesson = self.student_lesson(stage.seed, self.teaching(stage.seed))
+        self._train_and_finish(stage, lesson, stage_settings(self.recipe, STUDENT, stage.seed))
+
+    def student_lesson(self, seed: int, taught_by: Any) -> Lesson:
+        """What a student learns from such a teacher."""
         student, teacher = self.views
-        lesson = Lesson(
-            models.build_student(self.recipe, self.data.kind, stage.seed),
+        cache = self.cache
+        return Lesson(
+            models.build_student(self.recipe, self.data.kind, seed),
             self.prepared.student_train(),
             self.prepared.evaluation("validation", "both"),
             student.processor,
-            self.teaching(stage.seed),
+            taught_by,
             (student if self.prepared.shared else teacher).processor,
             self.recipe.objective.build(),
+            None if cache is None else cache.settings.views,
         )
-        self._train_and_finish(stage, lesson, stage_settings(self.recipe, STUDENT, stage.seed))
 
     def _do_finetuned(self, stage: Stage) -> None:
         lesson = Lesson(

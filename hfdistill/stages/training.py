@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from hfdistill.cache import CachedTeacher
 from hfdistill.config import DistillationConfig
 from hfdistill.data import Examples, LabelSpace, whole_batch
 from hfdistill.errors import HfDistillError
 from hfdistill.knowledge import TaskLoss
 from hfdistill.metrics import classification_metrics
 from hfdistill.objective import Objective
+from hfdistill.stages.cached import missing_explained
 from hfdistill.stages.models import Student
 from hfdistill.stages.processes import is_main, wait_for_all
 from hfdistill.stages.progress import Clock, Reporter
@@ -35,15 +37,19 @@ SPARE = 2**20
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one stage trains: a student (or a teacher on its labels) with its data, objective and teacher."""
+    """What one stage trains: a student (or a teacher on its labels) with its data, objective and teacher.
+
+    With `views` the random changes of so many epochs repeat.
+    """
 
     model: Student
     train: Examples
     validation: Examples
     processor: Any
-    teacher: PreTrainedModel | ZeroShotTeacher | EnsembleTeacher | None = None
+    teacher: PreTrainedModel | ZeroShotTeacher | EnsembleTeacher | CachedTeacher | None = None
     teacher_processor: Any = None
     objective: Objective | None = None
+    views: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,24 +69,9 @@ def train(lesson: Lesson, config: DistillationConfig, space: LabelSpace, title: 
     """
     folder = Path(str(config.output_dir))
     checkpoint = last_whole_checkpoint(folder)
-    rows = lesson.train.changed_by(int(config.seed))
     clock = Clock(0.0 if checkpoint is None else _seconds_until(checkpoint))
-    with reporter.training(title) as steps, faults_explained(folder):
-        trainer = DistillationTrainer(
-            lesson.model,
-            config,
-            teacher_model=lesson.teacher,
-            objective=lesson.objective or (Objective([TaskLoss()]) if lesson.teacher is None else None),
-            processing_class=lesson.processor,
-            teacher_processing_class=lesson.teacher_processor,
-            train_dataset=rows,
-            eval_dataset=lesson.validation,
-            data_collator=whole_batch,
-            # Over parts of examples the loss tells enough on the way: all logits of a split would not fit into memory.
-            compute_metrics=classification_metrics(space.problem_type, len(space.names)) if space.whole else None,
-            callbacks=[steps, clock, EpochOf(rows)],
-        )
-        trainer.remove_callback(PrinterCallback)
+    with reporter.training(title) as steps, faults_explained(folder), missing_explained(lesson.teacher):
+        trainer = trainer_of(lesson, config, space, [steps, clock])
         if checkpoint is not None:
             reporter.say(f"  going on from {checkpoint.name}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -88,8 +79,31 @@ def train(lesson: Lesson, config: DistillationConfig, space: LabelSpace, title: 
         trainer.save_model(str(final_folder(config)))
         wait_for_all()
     state = trainer.state
-    seen = round((state.epoch or 0.0) * len(rows))
+    seen = round((state.epoch or 0.0) * len(lesson.train))
     return Trained(seconds, state.global_step, seen, list(state.log_history))
+
+
+def trainer_of(
+    lesson: Lesson, config: DistillationConfig, space: LabelSpace, callbacks: Sequence[TrainerCallback] = ()
+) -> DistillationTrainer:
+    """The trainer of a lesson, which draws the changes of its examples by the config's seed."""
+    rows = lesson.train.changed_by(int(config.seed), lesson.views)
+    trainer = DistillationTrainer(
+        lesson.model,
+        config,
+        teacher_model=lesson.teacher,
+        objective=lesson.objective or (Objective([TaskLoss()]) if lesson.teacher is None else None),
+        processing_class=lesson.processor,
+        teacher_processing_class=lesson.teacher_processor,
+        train_dataset=rows,
+        eval_dataset=lesson.validation,
+        data_collator=whole_batch,
+        # Over parts of examples the loss tells enough on the way: all logits of a split would not fit into memory.
+        compute_metrics=classification_metrics(space.problem_type, len(space.names)) if space.whole else None,
+        callbacks=[*callbacks, EpochOf(rows)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 class EpochOf(TrainerCallback):
@@ -101,7 +115,7 @@ class EpochOf(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called before the epoch's first batch is fetched."""
         # A resumed state stands in the middle of its epoch.
-        self.examples.begin_epoch(math.floor((state.epoch or 0.0) + 1e-6))
+        self.examples.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
 
 
 def final_folder(config: DistillationConfig) -> Path:

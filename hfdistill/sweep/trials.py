@@ -14,7 +14,8 @@ import yaml
 from hfdistill._atomic import write_json, write_text
 from hfdistill.errors import HfDistillError
 from hfdistill.recipe import RecipeError
-from hfdistill.stages import Reporter, run_recipe
+from hfdistill.recipe.cache import cache_settings
+from hfdistill.stages import Reporter, cached, run_recipe
 from hfdistill.stages.folders import STAGE_FILE, Stage, outgrown_stages, planned_stages, remove
 from hfdistill.stages.processes import is_main, wait_for_all
 from hfdistill.stages.run import Run
@@ -202,7 +203,8 @@ class Sweep:
     def _run_of(self, trial: Trial) -> Run:
         """The machinery for a trial, with what is loaded already where it serves this one too."""
         if self.run is None:
-            self.run = Run(trial.recipe, self.output, self.reporter, tested=False)
+            sharing = [each.recipe for each in self.grid.trials]
+            self.run = Run(trial.recipe, self.output, self.reporter, tested=False, sharing=sharing)
         self.run = self.run.with_recipe(trial.recipe)
         self.run.output = self.output / trial.home
         return self.run
@@ -213,6 +215,7 @@ class Sweep:
         run = self._run_of(trial)
         for name in (TEACHER, STUDENT, FINETUNED):
             stage_settings(trial.recipe, name, trial.recipe.seeds[0]).config(self.output)
+        cached.check(trial.recipe, run.data)
         folder = self.output / trial.folder
         shared = [stage for stage in planned_stages(trial.recipe, run.data, run.output) if stage.name == TEACHER]
         own = [
@@ -230,6 +233,22 @@ class Sweep:
                 raise RecipeError(
                     f"{', '.join(self.grid.keys)}: {former.title} and {plan.trial.title} train the very same student; "
                     "expected keys that change what is learnt."
+                )
+        self._check_caches()
+
+    def _check_caches(self) -> None:
+        """Refuse one folder for the targets of several teachers."""
+        homes: dict[str, str] = {}
+        for plan in self.plans:
+            settings, home = cache_settings(plan.trial.recipe.teacher), plan.trial.home
+            trained = plan.trial.recipe.teacher.finetune is not None
+            own = [key for key in plan.trial.settings if key.startswith("teacher.") or (trained and home != ".")]
+            if settings is None or settings.path is None or not own:
+                continue
+            if homes.setdefault(settings.path, home) != home:
+                raise RecipeError(
+                    f"{own[0]}: each of its values has a teacher or a cache of its own, and {settings.path} can hold "
+                    "one; expected teacher.cache without a path, for a folder beside each teacher."
                 )
 
     def _outgrown(self, outgrown: Sequence[tuple[Stage, Sequence[str]]]) -> RecipeError:
