@@ -70,7 +70,7 @@ def push_folder(
         raise HfDistillError(
             f"got {model} without README.md, expected a model card; call trainer.create_model_card() or write one"
         )
-    with _explained(repo_id):
+    with explained(repo_id):
         api = HfApi(token=token, library_name="hfdistill")
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.model_info(address.repo_id).private:
@@ -165,20 +165,20 @@ def _check_base(model: Path) -> None:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    """Say in our words what went wrong between here and the Hub."""
+def explained(repo_id: str, example: str = "you/my-student") -> Iterator[None]:
+    """Say in our words what went wrong between here and the Hub, while `repo_id` (such as `example`) is published."""
     try:
         yield
     except HfDistillError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-        raise HfDistillError(_explanation(cause, repo_id)) from error
+        raise HfDistillError(_explanation(cause, repo_id, example)) from error
 
 
-def _explanation(error: BaseException, repo_id: str) -> str:
+def _explanation(error: BaseException, repo_id: str, example: str) -> str:
     if isinstance(error, HFValidationError):
-        return f"got {repo_id!r}, expected a name such as you/my-student ({error})"
+        return f"got {repo_id!r}, expected a name such as {example} ({error})"
     if isinstance(error, OfflineModeIsEnabled):
         return "got HF_HUB_OFFLINE=1, so nothing can be published; unset it and push again"
     if isinstance(error, HfHubHTTPError):

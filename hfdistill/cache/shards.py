@@ -26,12 +26,12 @@ DTYPES |= {"U16": "u2", "U8": "u1", "I8": "i1"}
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def write_shard(folder: Path, keys: Keys, arrays: Arrays) -> Path:
-    """Write the examples of one shard under a name that no other writer takes; returns the file.
+def write_shard(folder: Path, keys: Keys, arrays: Arrays, name: str | None = None) -> Path:
+    """Write the examples of one shard under a name that no other writer takes, or a given one; returns the file.
 
     Errors: HfDistillError for a full disk; then nothing of this shard is there.
     """
-    path = folder / f"shard-{uuid.uuid4().hex}{SUFFIX}"
+    path = folder / f"{name or f'shard-{uuid.uuid4().hex}'}{SUFFIX}"
     with replacement(path) as temporary:
         save_file({KEYS: keys, **{name: np.ascontiguousarray(each) for name, each in arrays.items()}}, temporary)
     return path

@@ -23,7 +23,7 @@ import yaml
 TOKEN, USER = "hf_fixture", "tester"
 NAME = r"(?P<repo>[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[^/]+)"
-LARGE = (".safetensors", ".bin", ".pt")
+LARGE = (".safetensors", ".bin", ".pt", ".parquet")
 
 
 @dataclass
@@ -104,7 +104,8 @@ class HubServer:
         wanted = json.loads(body)
         owner = wanted.get("organization") or USER
         name = f"{owner}/{wanted['name']}"
-        address = {"url": f"{self.endpoint}/{name}", "name": name, "id": name}
+        prefix = "datasets/" if wanted.get("type") == "dataset" else ""
+        address = {"url": f"{self.endpoint}/{prefix}{name}", "name": name, "id": name}
         if owner != USER:
             raise HubError(403, "Forbidden", f"You don't have the rights to create a model under {owner}")
         if name in self.repositories:
@@ -226,16 +227,16 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", r"/api/whoami-v2", HubServer.whoami),
     ("POST", r"/api/repos/create", HubServer.create),
     ("POST", r"/api/validate-yaml", HubServer.validate),
-    ("POST", rf"/api/models/{NAME}/branch/{REVISION}", HubServer.branch),
-    ("POST", rf"/api/models/{NAME}/preupload/{REVISION}", HubServer.preupload),
-    ("POST", rf"/api/models/{NAME}/commit/{REVISION}", HubServer.commit),
-    ("GET", rf"/api/models/{NAME}/tree/{REVISION}(/(?P<folder>.+))?", HubServer.tree),
-    ("GET", rf"/api/models/{NAME}(/revision/{REVISION})?", HubServer.info),
-    ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", HubServer.batch),
+    ("POST", rf"/api/(?:models|datasets)/{NAME}/branch/{REVISION}", HubServer.branch),
+    ("POST", rf"/api/(?:models|datasets)/{NAME}/preupload/{REVISION}", HubServer.preupload),
+    ("POST", rf"/api/(?:models|datasets)/{NAME}/commit/{REVISION}", HubServer.commit),
+    ("GET", rf"/api/(?:models|datasets)/{NAME}/tree/{REVISION}(/(?P<folder>.+))?", HubServer.tree),
+    ("GET", rf"/api/(?:models|datasets)/{NAME}(/revision/{REVISION})?", HubServer.info),
+    ("POST", rf"/(?:datasets/)?{NAME}\.git/info/lfs/objects/batch", HubServer.batch),
     ("PUT", r"/lfs/(?P<oid>\w+)", HubServer.put_object),
     ("GET", r"/lfs/(?P<oid>\w+)", HubServer.get_object),
     ("POST", r"/lfs-verify", HubServer.verify),
-    ("GET", rf"/{NAME}/resolve/{REVISION}/(?P<path>.+)", HubServer.resolve),
+    ("GET", rf"/(?:datasets/)?{NAME}/resolve/{REVISION}/(?P<path>.+)", HubServer.resolve),
 ]
 
 
