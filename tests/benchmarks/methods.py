@@ -80,7 +80,7 @@ def share_teacher(recipe: Recipe, output: Path, folder: Path, kind: str) -> None
     """Give a new run the examined teacher of the runs before, or them its own; all of them have the same."""
     kept, own = output / f"teacher-{kind}", folder / TEACHER
     source, target = (kept, own) if kept.is_dir() else (own, kept)
-    if (source / STAGE_FILE).is_file() and not target.is_dir():
+    if (source / STAGE_FILE).is_file() and not target.is_dir() and not recipe.teacher.beside:
         shutil.copytree(source, target)
         # By this file a folder is known as that of a run.
         write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
@@ -104,7 +104,9 @@ def method_numbers(
 ) -> Facts:
     """A method's students: the better of its settings on validation, tested over all seeds."""
     loaded = load_recipe(recipe, overrides, name)
-    given = dataclasses.replace(loaded, teacher=teacher, seeds=base.seeds, control=False)
+    # A teacher that learns beside the student is the method's own.
+    own = loaded.teacher if loaded.teacher.beside else teacher
+    given = dataclasses.replace(loaded, teacher=own, seeds=base.seeds, control=False)
     if given.assistants:
         chosen, tried, trained = "paper", {}, {}
         final = given

@@ -21,15 +21,17 @@ from hfdistill.heads import head_of
 from tests import by_sgd
 from tests.tasks import token_models
 from tests.tasks.trajectory import examples
+from tests.trainer.test_vocabulary import FAMILY, WORDS, tokenizer
 from tests.trainer.trajectory import assert_same
 
 ROOT = Path(__file__).parents[2]
+OWN = ("objective", "model", "peft_config", "processing_class", "teacher_processing_class")
 HEADS = ["llama", "gpt2", "bert_masked", "t5", "bart"]
 
 
 def trainer_of(name: str, folder: Path, given: Any = None, **options: Any) -> DistillationTrainer:
     """A trainer of three optimizer steps; what is no option of DistillationTrainer goes to its arguments."""
-    own = {key: options.pop(key) for key in ("objective", "model", "peft_config") if key in options}
+    own = {key: options.pop(key) for key in OWN if key in options}
     rows = options.pop("rows", None) or examples(name)
     settings = {"learning_rate": 0.2, "alpha": 0.6, "temperature": 2.0, **options}
     return DistillationTrainer(
@@ -126,6 +128,31 @@ def test_the_most_likely_classes_of_a_cache(tmp_path: Path) -> None:
         trained("llama", tmp_path, CachedTeacher(tmp_path / "cache"), fused_head=asked) for asked in (False, True)
     )
     assert_same(plain, fused)
+
+
+@pytest.mark.parametrize("top_k", [None, 6], ids=["live", "cached"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (tokenizer(FAMILY), tokenizer([*FAMILY[:2], *reversed(WORDS)])),
+        (tokenizer(FAMILY, ("<own>",)), tokenizer(FAMILY)),
+    ],
+    ids=["another order", "a token more"],
+)
+def test_other_vocabularies(ours: Any, theirs: Any, top_k: int | None, tmp_path: Path) -> None:
+    """The teacher's tokens by the student's numbers, also those that a cache keeps; what one side lacks is left out."""
+    words = {"processing_class": ours, "teacher_processing_class": theirs}
+    rows = [{key: value.clamp(max=len(FAMILY) - 1) for key, value in row.items()} for row in examples("llama")]
+
+    def run(asked: bool) -> dict[str, torch.Tensor]:
+        student = token_models.model("llama", seed=1, vocabulary=26)
+        given: Any = token_models.model("llama", layers=2, seed=2, vocabulary=24)
+        if top_k:
+            given = CachedTeacher(tmp_path / "cache", None if asked else given, top_k=top_k, temperatures=(2.0,))
+        return trained("llama", tmp_path, given, model=student, rows=rows, fused_head=asked, **words)
+
+    plain = run(asked=False)
+    assert_same(plain, run(asked=True))
 
 
 def test_no_logits_are_made_in_training_and_all_in_evaluation(tmp_path: Path) -> None:
