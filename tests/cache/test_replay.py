@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -56,6 +57,19 @@ def test_the_numbers_are_the_same_in_every_version() -> None:
     views = ReplayedViews(Numbers(), epochs=2, seed=5)
     views.set_epoch(1)
     assert views[2] == (0.46576858587894876, 0.2328963852573641)
+
+
+def test_transforms_of_datasets_replay() -> None:
+    """Which fetch several examples at once, with random numbers in a row, if they are asked to."""
+
+    def changed(batch: dict[str, list[float]]) -> dict[str, list[float]]:
+        return {"value": [value + random.random() for value in batch["value"]]}
+
+    rows = datasets.Dataset.from_dict({"value": [0.0] * 6}).with_transform(changed)
+    views = ReplayedViews(rows, epochs=1)
+    alone = [views[place]["value"] for place in range(6)]
+    assert [each["value"] for each in views.__getitems__([4, 1])] == [alone[4], alone[1]]
+    assert len(set(alone)) == 6
 
 
 def test_nobody_elses_random_numbers_change() -> None:
