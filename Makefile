@@ -58,7 +58,8 @@ $(OLDEST_INSTALLED): pyproject.toml constraints.txt Makefile
 	$(OLDEST_VENV)/bin/$(PIP) --editable '.[test]' $(OLDEST)
 	touch $@
 
-# ModelOpt, a peer, has an environment of its own; it imports requests without asking for it.
+# ModelOpt, TRL and Liger, peers, have an environment of their own. ModelOpt imports requests without asking for it;
+# Liger asks for triton, which it can do without on a processor.
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
@@ -68,7 +69,8 @@ bench: $(BENCH_INSTALLED)
 $(BENCH_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/$(PIP) --constraint constraints.txt $(TORCH)
-	$(BENCH_VENV)/bin/$(PIP) --constraint constraints.txt --editable . 'nvidia-modelopt==0.47.*' requests
+	$(BENCH_VENV)/bin/$(PIP) --constraint constraints.txt --editable . 'nvidia-modelopt==0.47.*' 'trl==1.16.*' requests
+	$(BENCH_VENV)/bin/$(PIP) --no-deps 'liger-kernel==0.8.5'
 	touch $@
 
 format: $(INSTALLED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TILE_BYTES = 8 * 2**20
+TILE_BYTES = 2 * 2**20
 """A piece of a head's weight in another dtype: it stays in a processor's cache while it is multiplied."""
 
 

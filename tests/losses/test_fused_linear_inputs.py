@@ -104,7 +104,7 @@ def test_bfloat16_is_summed_in_float32(native: bool, wide_gradient: bool, monkey
         teacher=taught,
         divergence=Divergence(),
         divergence_weight=1 / rows,
-        chunk_bytes=8 * 2 * classes * 4,
+        chunk_bytes=1,
         wide_gradient=wide_gradient,
     )
     teacher_logits = taught.hidden.double() @ taught.head.weight.double().T
@@ -116,7 +116,7 @@ def test_bfloat16_is_summed_in_float32(native: bool, wide_gradient: bool, monkey
     for ours, plain in ((hidden, wide_hidden), (weight, wide_weight)):
         assert ours.grad is not None and plain.grad is not None and ours.grad.dtype == narrow
         error = (ours.grad.double() - plain.grad).norm() / plain.grad.norm()
-        assert error < (0.008 if native or not wide_gradient else 0.003)
+        assert error < {(False, True): 0.0025, (True, True): 0.0045}.get((native, wide_gradient), 0.008)
 
 
 def test_autocast_multiplies_in_its_dtype():
@@ -131,6 +131,7 @@ def test_autocast_multiplies_in_its_dtype():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # inductor's own imports, torch 2.13
 @pytest.mark.parametrize("loss", [forward_kl, jensen_shannon, top_k_kl])
 def test_a_compiled_sweep_gives_the_same(loss: Any) -> None:
     hidden, weight = student()
