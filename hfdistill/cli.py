@@ -121,11 +121,22 @@ def _cache(options: argparse.Namespace) -> int:
     reporter.say(f"{options.recipe} -> {cache_of(recipe, output)}", style="bold")
     filled = fill_recipe(recipe, output, reporter)
     reporter.say(filled.sentence())
+    if options.push is not None:
+        _push_cache(filled.folder, options, reporter)
     if recipe.teacher.cache:
         reporter.say("Training with the same recipe reads it: hfdistill run, hfdistill sweep.")
     else:
         reporter.say(f"To train from it, add to `hfdistill run` or `hfdistill sweep`: --teacher.cache={filled.folder}")
     return OK
+
+
+def _push_cache(folder: Path, options: argparse.Namespace, reporter: Reporter) -> None:
+    """One process speaks to the Hub; the others have nothing left to do."""
+    if _is_main_process():
+        from hfdistill.cache_exchange import push_cache
+
+        pushed = push_cache(folder, options.push, private=options.private or None, bar=reporter.bar)
+        reporter.say(f"Pushed to {pushed}")
 
 
 def _cache_folder(options: argparse.Namespace) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -105,7 +107,9 @@ def _filled(run: Run, cache: RunCache) -> FilledCache:
             run.reporter.say(
                 f"  {len(lesson.train):,} training examples{shown}, {len(lesson.validation):,} for validation"
             )
-            trainer_of(lesson, config, run.data.space).fill_cache(views, run.reporter.bar)
+            trainer_of(lesson, config, run.data.space).fill_cache(
+                views, lambda batches, title: _told(run.reporter, batches, title)
+            )
             _check_found_again(run, cache, seed, Path(folder))
             wait_for_all()
             if is_main():
@@ -114,6 +118,16 @@ def _filled(run: Run, cache: RunCache) -> FilledCache:
             total += rows
     size = sum(path.stat().st_size for path in cache.folder.iterdir() if path.is_file())
     return FilledCache(cache.folder, total, len(Index(cache.folder)) - before, size)
+
+
+def _told(reporter: Reporter, batches: Any, title: str) -> Iterator[Any]:
+    """The batches, with a bar on a terminal and a line at every tenth elsewhere."""
+    total = len(batches)
+    tenth = max(total // 10, 1)
+    for place, batch in enumerate(reporter.bar(batches, title), start=1):
+        yield batch
+        if not reporter.console.is_terminal and (place % tenth == 0 or place == total):
+            reporter.say(f"  {title}: batch {place:,} of {total:,}")
 
 
 def _check_found_again(run: Run, cache: RunCache, seed: int, folder: Path) -> None:
