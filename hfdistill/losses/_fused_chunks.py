@@ -121,7 +121,9 @@ class Fused(torch.autograd.Function):
                 "fused_linear got a second backward through one call, expected one: its gradients are handed on, not "
                 "kept. Call it again, or add up the losses and run backward once."
             )
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients: tuple[Tensor | None, ...] = ctx.gradients
+        # Let go of them, so that autograd keeps the weight's as it is and makes no copy.
+        ctx.gradients = None
         # Of a processor one may ask; a device would be waited for.
         if grad_total.device.type == "cpu" and grad_total == 1:
             return gradients
