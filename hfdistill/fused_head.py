@@ -13,7 +13,7 @@ import torch
 from hfdistill.cache import StoredTeacher
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
-from hfdistill.heads import ModelHead, head_of
+from hfdistill.heads import KnownHeads, ModelHead
 from hfdistill.knowledge import Fused, Logits, TaskLoss, Term
 from hfdistill.losses.fused_linear import Columns, Divergence, FusedLoss, Taught, TopK, fused_linear
 from hfdistill.objective import Objective, weight_at
@@ -172,7 +172,7 @@ class Pair(NamedTuple):
     columns: tuple[int, ...] | None = None
 
 
-def fused_head_of(pair: Pair, args: DistillationConfig) -> FusedHead | None:
+def fused_head_of(pair: Pair, args: DistillationConfig, heads: KnownHeads) -> FusedHead | None:
     """The fused head of a training, where its models, task and terms allow one; by itself from many classes on.
 
     `args.fused_head` True refuses what cannot be fused, False fuses nothing.
@@ -181,7 +181,7 @@ def fused_head_of(pair: Pair, args: DistillationConfig) -> FusedHead | None:
     asked, task = args.fused_head, pair.task
     if asked is False:
         return None
-    found = "a compiled model's head cannot be replaced" if args.torch_compile else _found(pair)
+    found = "a compiled model's head cannot be replaced" if args.torch_compile else _found(pair, heads)
     if isinstance(found, FusedHead):
         return found if asked or found.student.classes >= MANY else None
     if asked:
@@ -193,7 +193,7 @@ def fused_head_of(pair: Pair, args: DistillationConfig) -> FusedHead | None:
     return None
 
 
-def _found(pair: Pair) -> FusedHead | str:
+def _found(pair: Pair, heads: KnownHeads) -> FusedHead | str:
     """The fused head, or why there is none."""
     teacher, task, columns = pair.teacher, pair.task, pair.columns
     if task.classes is not Classes.VOCABULARY or not isinstance(task.layout, Tokens):
@@ -201,7 +201,7 @@ def _found(pair: Pair) -> FusedHead | str:
     label, divergence, reason = _terms(pair.objective)
     if reason:
         return reason
-    own = head_of(pair.student, task)
+    own = heads.of(pair.student, task)
     if own is None:
         return f"the head of {type(pair.student).__name__} is not a plain product that could be computed elsewhere"
     if divergence is None or teacher is None:
@@ -213,7 +213,7 @@ def _found(pair: Pair) -> FusedHead | str:
         return FusedHead(task, own, label, divergence)
     if type(teacher) is not LiveTeacher:
         return f"a {type(teacher).__name__} gives logits"
-    theirs = head_of(teacher.model, task)
+    theirs = heads.of(teacher.model, task)
     if theirs is None:
         return f"the head of {type(teacher.model).__name__} is not a plain product that could be computed elsewhere"
     if columns is None and own.classes != theirs.classes:

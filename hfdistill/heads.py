@@ -65,6 +65,21 @@ class ModelHead:
                 self.model._buffers[OFFSET] = self.offset
 
 
+class KnownHeads:
+    """The heads of the models of a training, each tried once: later a student may be in pieces."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[nn.Module, ModelHead | None]] = []
+
+    def of(self, model: nn.Module, task: Task) -> ModelHead | None:
+        """The head of a model, or None where it is not understood."""
+        for known, head in self._known:
+            if known is model:
+                return head
+        self._known.append((model, head_of(model, task)))
+        return self._known[-1][1]
+
+
 def head_of(model: nn.Module, task: Task) -> ModelHead | None:
     """The head of a language model, if its logits are a product with it that is understood; found by a trial.
 

@@ -18,6 +18,7 @@ from hfdistill.channels import contiguous, laid_out, lay_out, pictures_laid_out
 from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
 from hfdistill.fused_head import FusedHead, Pair, fused_head_of
+from hfdistill.heads import KnownHeads
 from hfdistill.mutual import check_peers, check_trainable_together
 from hfdistill.pairing import Pairing, paired, view_differences
 from hfdistill.tasks import Task
@@ -49,6 +50,7 @@ class TaughtTrainer(CachingTrainer):
     model_init: Callable[..., nn.Module] | None  # type: ignore[assignment]
     _reads_raw_columns: bool
     _fused: tuple[Pair, FusedHead | None] | None = None
+    _heads: KnownHeads
     # Whether an evaluation asks for the loss alone, and for no logits.
     _loss_alone = False
 
@@ -81,8 +83,10 @@ class TaughtTrainer(CachingTrainer):
     def _fused_head(self) -> FusedHead | None:
         """What computes losses over a vocabulary without logits; looked for once with each student and objective."""
         pair = Pair(self.model, self.teacher, self.task, self.distillation_objective, self.tokens.columns)
+        if self._fused is None:
+            self._heads = KnownHeads()
         if self._fused is None or self._fused[0] != pair:
-            self._fused = (pair, fused_head_of(pair, self.args))
+            self._fused = (pair, fused_head_of(pair, self.args, self._heads))
         return self._fused[1]
 
     def _bind_several(self, several: Gathered, row: Task, given: Any, example: Mapping[str, Any]) -> Any:

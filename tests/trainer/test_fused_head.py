@@ -18,7 +18,9 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from hfdistill import CachedTeacher, DistillationTrainer, HfDistillError, HiddenStates, Logits, Objective, TaskLoss
 from hfdistill.heads import head_of
+from hfdistill.shards import whole_state
 from tests import by_sgd
+from tests.features.sharded_runs import shard_on_cpu
 from tests.tasks import token_models
 from tests.tasks.trajectory import examples
 from tests.trainer.test_vocabulary import FAMILY, WORDS, tokenizer
@@ -26,6 +28,7 @@ from tests.trainer.trajectory import assert_same
 
 ROOT = Path(__file__).parents[2]
 OWN = ("objective", "model", "peft_config", "processing_class", "teacher_processing_class")
+SEVERAL = {"ddp": ("llama", "bert_masked"), "fsdp": ("llama",)}
 HEADS = ["llama", "gpt2", "bert_masked", "t5", "bart"]
 
 
@@ -226,31 +229,44 @@ def test_heads_that_are_no_plain_product_compute_their_logits(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """DistributedDataParallel finds the head's gradient in the forward's outputs."""
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(strategy: str, tmp_path: Path) -> None:
+    """DistributedDataParallel finds the head's gradient in the outputs; FSDP2 has the head whole in the forward."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, __file__, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+        [*command, "-m", "tests.trainer.test_fused_head", str(tmp_path), strategy],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("llama", "bert_masked"):
+    for name in SEVERAL[strategy]:
         both = load_file(tmp_path / f"{name}.safetensors")
         assert both.pop("processes") == 2
         assert_same(trained(name, tmp_path / "alone", fused_head=False), both)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, strategy: str) -> None:
     """Train on the processes of this launch."""
     torch.set_num_threads(1)
-    for name in ("llama", "bert_masked"):
-        trainer = trainer_of(name, folder / "out", fused_head=True, per_device_train_batch_size=4)
+    pieces: dict[str, Any] = {}
+    if strategy == "fsdp":
+        shard_on_cpu()
+        config = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+        pieces = {"fsdp": True, "fsdp_config": config}
+    for name in SEVERAL[strategy]:
+        trainer = trainer_of(name, folder / "out", fused_head=True, per_device_train_batch_size=4, **pieces)
         trainer.train()
         seen = by_sgd.seen_in(trainer)
+        whole = {f"parameter {name}": tensor for name, tensor in whole_state(trainer.model).items()}
+        seen = {name: whole.get(name, value) for name, value in seen.items()}
         seen["processes"] = torch.tensor(trainer.accelerator.num_processes)
         if trainer.is_world_process_zero():
             save_file(seen, folder / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
