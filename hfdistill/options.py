@@ -114,9 +114,7 @@ def _add_cache(cache: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", type=Path, help="folder of the run, which has the teacher (default: runs/RECIPE)"
     )
     _add_seeds(cache)
-    cache.add_argument(
-        "--push", metavar="REPO_ID", help="then publish it on the Hub as a data set"
-    )
+    cache.add_argument("--push", metavar="REPO_ID", help="then publish it on the Hub as a data set")
     cache.add_argument("--private", action="store_true", help="with --push: make the repository private if it is new")
 
 

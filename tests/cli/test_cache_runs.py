@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from transformers import ViTForImageClassification
 
 from hfdistill import cache_exchange, cli
@@ -16,6 +17,7 @@ from hfdistill.cache.shards import Index
 from hfdistill.cache_exchange import Exchanged
 from hfdistill.filling import Filling
 from hfdistill.stages.run import Run
+from tests.cli import test_token_runs as of_tokens
 from tests.cli.small_run import small_recipe
 from tests.recipes import inputs
 
@@ -134,10 +136,13 @@ def test_views_repeat(tmp_path: Path, asked: list[int], capsys: pytest.CaptureFi
     assert "the teacher's targets are kept in kept" in said(capsys)
 
 
-def test_a_teacher_that_sees_pictures_unchanged_needs_one_view(tmp_path: Path) -> None:
+def test_a_teacher_that_sees_pictures_unchanged_needs_one_view(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = {"augment": ["horizontal_flip"], "teacher_sees": "unchanged"}
     recipe = recipe_of(tmp_path, data=data)
     assert cli.main(["cache", recipe, "--teacher.cache={path: kept, dtype: float32}", "--output", "out"]) == cli.OK
+    assert "60 training examples, 12 for validation" in said(capsys)
     assert len(Index(Path("kept"))) == ROWS
     assert run(recipe, "whole", f"--{WHOLE}") == run(recipe, "live")
 
@@ -313,3 +318,24 @@ def test_each_link_of_a_chain_has_a_cache(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert cli.main(["cache", recipe, "--assistants=[student]"]) == cli.USAGE
     assert "fills a cache for each as it goes" in said(capsys)
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "masked_lm", "token_classification"])
+def test_heads_over_tokens_learn_the_same_from_the_disk(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where masks are drawn anew in each epoch, all of them are kept; texts of other lengths are padded otherwise."""
+    vocabulary = of_tokens.tokenizer_folder(tmp_path / "tokenizer")
+    model, processor = (of_tokens.LLAMA, "bytes") if task == "causal_lm" else (of_tokens.BERT, vocabulary)
+    data = {} if task == "token_classification" else {"max_length": 16}
+    recipe = str(of_tokens.recipe_file(tmp_path, task, model, processor, **data))
+    changes = [f"--{WHOLE[:-1]}, top_k: null}}", "--training.num_train_epochs=2", "--training.max_steps=-1"]
+    assert cli.main(["cache", recipe, "--output", "out", *changes]) == cli.OK
+    assert ("views of seed 42" in said(capsys)) == (task == "masked_lm")
+    whole = run(recipe, "out", *changes)
+    assert "without the teacher in memory" in said(capsys)
+    live = run(recipe, "live", *changes[1:])
+    if task == "token_classification":
+        torch.testing.assert_close(load(whole), load(live), rtol=1e-4, atol=1e-5)
+    else:
+        assert live == whole
