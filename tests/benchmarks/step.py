@@ -70,6 +70,18 @@ def trainings(workload: Workload, folder: str, steps: int) -> tuple[dict[str, St
 def measured(workload: Workload, folder: str, steps: int, repetitions: int) -> dict[str, Any]:
     """One row: all columns take one step each, in turns, beginning with another one every time."""
     ready, missing = trainings(workload, folder, WARM_UP + steps * repetitions)
+    repeated = in_turns(ready, steps, repetitions)
+    columns = {name: compared(each, repeated[FLOOR]) for name, each in repeated.items()}
+    return {
+        "workload": workload.name,
+        "student_parameters": parameter_count(workload.student()),
+        "teacher_parameters": parameter_count(workload.teacher()),
+        "columns": {**columns, **{name: {"not_available": reason} for name, reason in missing.items()}},
+    }
+
+
+def in_turns(ready: dict[str, SteppedTraining], steps: int, repetitions: int) -> dict[str, dict[str, list[float]]]:
+    """Step all trainings in turns, after a warm-up, and let them end; `medians` of each."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
     names = list(ready)
     for turn in range(-WARM_UP, steps * repetitions):
@@ -82,14 +94,7 @@ def measured(workload: Workload, folder: str, steps: int, repetitions: int) -> d
             print(".", end="", file=sys.stderr, flush=True)
     for training in ready.values():
         training.finish()
-    repeated = {name: medians(each, steps) for name, each in seconds.items()}
-    columns = {name: compared(each, repeated[FLOOR]) for name, each in repeated.items()}
-    return {
-        "workload": workload.name,
-        "student_parameters": parameter_count(workload.student()),
-        "teacher_parameters": parameter_count(workload.teacher()),
-        "columns": {**columns, **{name: {"not_available": reason} for name, reason in missing.items()}},
-    }
+    return {name: medians(each, steps) for name, each in seconds.items()}
 
 
 def medians(seconds: list[tuple[float, float]], steps: int) -> dict[str, list[float]]:
@@ -174,10 +179,15 @@ def main(words: list[str]) -> None:
         "machine": surroundings(),
         "rows": rows,
     }
-    temporary = options.json.with_name(options.json.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    temporary.replace(options.json)
+    write(report, options.json)
     print(f"\n{heading(report)}\n\n{table(rows)}")
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """As JSON, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def heading(report: dict[str, Any]) -> str:
