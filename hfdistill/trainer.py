@@ -140,7 +140,8 @@ class DistillationTrainer(TaughtTrainer):
         objective.check(contract.class_count(self.model, self.task), self.task)
         check_batch_size(self.args, objective, self.task, self.train_dataset)
         self.distillation_objective = objective
-        self.mixing = mixing_of(self.args, self.task, self.label_names, objective)
+        training = self.train_dataset is not None
+        self.mixing = mixing_of(self.args, self.task, self.label_names, objective) if training else None
         self.features = FeatureWatch.of(objective.active, self.args.device)
         self.balance = GradientBalance.of(objective.active, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         names = [term.name for term in objective.active]
