@@ -78,6 +78,12 @@ class DistillationConfig(TrainingArguments):
             "help": "Compute losses over a vocabulary without its logits; if None where it is large and models allow."
         },
     )
+    fused_head_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Multiply only classes whose gradient exceeds this share of a row's, such as 2 ** -16; all if None."
+        },
+    )
     channels_last: bool = field(
         default=False, metadata={"help": "Lay out pictures and convolutions with the channels last in memory."}
     )
@@ -104,7 +110,21 @@ class DistillationConfig(TrainingArguments):
         if not 0 < self.mix_probability <= 1:
             raise HfDistillError(f"mix_probability is {self.mix_probability}; expected a share above 0, up to 1.")
         self._check_teacher()
+        self._check_head()
         super().__post_init__()  # type: ignore[no-untyped-call]
+
+    def _check_head(self) -> None:
+        threshold = self.fused_head_threshold
+        if threshold is not None and not 0 < threshold < 1:
+            raise HfDistillError(
+                f"fused_head_threshold is {threshold}; expected a share above 0 and below 1, such as 2 ** -16, or "
+                "None, which gives exact gradients."
+            )
+        if threshold is not None and self.fused_head is False:
+            raise HfDistillError(
+                f"fused_head_threshold is {threshold} beside fused_head=False, which computes logits and exact "
+                "gradients; expected one of them."
+            )
 
     def _check_teacher(self) -> None:
         known = (AS_LOADED, *DTYPES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +57,7 @@ class FusedHead:
     teacher: ModelHead | None = None
     columns: Columns | None = None
     compiled: bool = False
+    threshold: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,6 +140,7 @@ class FusedHead:
             divergence=kind,
             divergence_weight=divergence_weight,
             compiled=self.compiled,
+            gradient_threshold=self.threshold,
         )
 
     def _taught(self, every: Callable[[torch.Tensor], torch.Tensor], targets: Targets, temperature: float) -> Any:
@@ -183,6 +185,7 @@ def fused_head_of(pair: Pair, args: DistillationConfig, heads: KnownHeads) -> Fu
         return None
     found = "a compiled model's head cannot be replaced" if args.torch_compile else _found(pair, heads)
     if isinstance(found, FusedHead):
+        found = replace(found, threshold=args.fused_head_threshold)
         return found if asked or found.student.classes >= MANY else None
     if asked:
         raise HfDistillError(

@@ -65,6 +65,16 @@ def checked_kind(
     return kind
 
 
+def checked_threshold(threshold: float | None) -> float | None:
+    """The share of a row's gradient below which classes are dropped; refuses one that drops none or all."""
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(
+            f"gradient_threshold got {threshold}, expected a share above 0 and below 1, such as 2 ** -16, or None, "
+            "which gives exact gradients."
+        )
+    return threshold
+
+
 def _require_product(role: str, hidden: Tensor, head: Head) -> None:
     shapes = tuple(hidden.shape), tuple(head.weight.shape)
     if hidden.ndim != 2 or head.weight.ndim != 2 or hidden.shape[1] != head.weight.shape[1]:

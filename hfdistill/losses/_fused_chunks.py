@@ -23,6 +23,7 @@ from hfdistill.losses._fused_blocks import (
 )
 from hfdistill.losses._fused_products import Products, multiplied_natively
 from hfdistill.losses._fused_sweep import sweep
+from hfdistill.losses._fused_thin import Thinned
 
 LEAST_ROWS = {"cpu": 152}
 """Chunks of fewer rows read the heads more often than a product takes; other devices: MOST_ROWS."""
@@ -55,6 +56,7 @@ class Job:
     teacher_width: int = 0
     teacher_dtype: torch.dtype = torch.float32
     top_k: TopKBlock | None = None
+    threshold: float | None = None
 
 
 def product_dtype(*tensors: Tensor) -> torch.dtype:
@@ -165,6 +167,8 @@ class Run:
             torch.zeros_like(tensor, dtype=dtype) if asked else None
             for tensor, asked in zip(added, into_added, strict=True)
         ]
+        thin = job.threshold is not None and (into_hidden or into_weight)
+        self.thinned = Thinned(job.threshold, width, hidden) if thin and job.threshold is not None else None
 
     def gradients(self) -> tuple[Tensor | None, ...]:
         """One for each argument of `Fused`, in the dtype of the argument."""
@@ -186,6 +190,8 @@ class Run:
                         part.append(value.squeeze(1))
             if self.gradient:
                 self._fold(chunk)
+        if self.thinned is not None:
+            self.thinned.finish(self.products, self.of_weight)
         job = self.job
         none = widened(self.hidden[:0, 0])
         label, divergence = (torch.cat(part) if part else none for part in parts)
@@ -206,6 +212,8 @@ class Run:
         size = self._block_rows(count)
         scratch: Scratch = NoScratch() if job.compiled else self._scratch(size)
         step: Callable[..., tuple[Tensor | None, Tensor | None]] = _compiled() if job.compiled else sweep
+        if self.thinned is not None:
+            self.thinned.begin()
         for start in range(0, count, size):
             inner = slice(start, min(start + size, count))
             outer = slice(chunk.start + inner.start, chunk.start + inner.stop)
@@ -223,17 +231,26 @@ class Run:
             if self.gradient:
                 if self.of_bias is not None:
                     self.of_bias += block.sum(0)
+                if self.thinned is not None:
+                    self.thinned.see(block)
                 if block.dtype != logits.dtype:
                     logits[inner] = block
 
     def _fold(self, chunk: slice) -> None:
         """Add a chunk's share to the gradients."""
         gradient = self.logits[: chunk.stop - chunk.start]
-        if self.of_hidden is not None:
-            self.products.hidden_into(self.of_hidden[chunk], gradient)
-        if self.of_weight is not None:
-            hidden = self.hidden[chunk].to(gradient.dtype)
-            self.products.weight_gradient_into(self.of_weight, gradient, hidden, first=chunk.start == 0)
+        hidden = self.hidden[chunk].to(gradient.dtype)
+        columns = None if self.thinned is None else self.thinned.kept(*self._weights(chunk))
+        of_hidden = None if self.of_hidden is None else self.of_hidden[chunk]
+        if self.thinned is not None and columns is not None:
+            if chunk.start == 0 and self.of_weight is not None:
+                self.of_weight.zero_()
+            self.thinned.fold(columns, gradient, hidden, self.products, of_hidden, self.of_weight)
+        else:
+            if of_hidden is not None:
+                self.products.hidden_into(of_hidden, gradient)
+            if self.of_weight is not None:
+                self.products.weight_gradient_into(self.of_weight, gradient, hidden, first=chunk.start == 0)
         for place in range(0, len(self.added), 2):
             inputs, weight = (tensor.to(gradient.dtype) for tensor in self.added[place : place + 2])
             of_inputs, of_weight = self.of_added[place : place + 2]
@@ -241,6 +258,15 @@ class Run:
                 torch.mm(gradient, weight, out=of_inputs[chunk])
             if of_weight is not None:
                 of_weight.addmm_(gradient.t(), inputs[chunk])
+
+    def _weights(self, chunk: slice) -> tuple[Tensor | None, Tensor | None]:
+        """What a class's gradient is at most, of each term: the label's, and T times the divergence's weight."""
+        of_label, of_divergence = (
+            self._slope(weight, chunk) for weight in (self.job.label_weight, self.job.divergence_weight)
+        )
+        if of_divergence is not None and self.job.kind is not None:
+            of_divergence = of_divergence * self.job.kind.temperature
+        return of_label, of_divergence
 
     def _slope(self, weight: Tensor | None, chosen: slice) -> Tensor | None:
         """What multiplies the gradient of a term by the head's products."""

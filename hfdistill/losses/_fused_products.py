@@ -33,7 +33,7 @@ class Products:
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.classes = weight.shape[0]
+        self.classes, self.dtype = weight.shape[0], dtype
         whole = weight.dtype == dtype or weight.device.type != "cpu"
         self.weight = weight.to(dtype) if whole else weight
         width = max(1, weight.shape[1])
@@ -53,6 +53,10 @@ class Products:
         """`out = gradient W`."""
         for place, (start, end) in enumerate(self.cuts):
             torch.addmm(out, gradient[:, start:end], self._converted(start, end), beta=1 if place else 0, out=out)
+
+    def picked(self, classes: Tensor) -> Tensor:
+        """The weight's rows of some classes."""
+        return self.weight.index_select(0, classes).to(self.dtype)
 
     def weight_gradient_into(self, total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool) -> None:
         """`total += gradient^T hidden`; the `first` time `total` holds nothing yet."""

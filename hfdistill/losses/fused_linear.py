@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hfdistill.losses._checks import widened
 from hfdistill.losses._fused_blocks import LOWEST, Student, Teacher, TopKBlock
-from hfdistill.losses._fused_checks import checked_kind, compared_classes, whole
+from hfdistill.losses._fused_checks import checked_kind, checked_threshold, compared_classes, whole
 from hfdistill.losses._fused_chunks import Job, fused, product_dtype
 from hfdistill.losses._fused_inputs import Columns, Divergence, Head, Taught, TopK
 
@@ -42,6 +42,7 @@ def fused_linear(
     chunk_bytes: int | None = None,
     wide_gradient: bool = False,
     compiled: bool = False,
+    gradient_threshold: float | None = None,
 ) -> FusedLoss:
     """Cross-entropy and divergence of two heads from their hidden states, without a tensor of rows × classes.
 
@@ -53,12 +54,10 @@ def fused_linear(
     alone, the host waits for a device (give rows that are picked already where that matters). With `columns` the first
     `len(columns)` classes are compared, else all; the cross-entropy is over all of the student's.
     `chunk_bytes` bounds the logits that exist at a time; `wide_gradient` adds up the gradient of a 16-bit weight in
-    float32; `compiled` sweeps by torch.compile (for CUDA, or several threads).
+    float32; `compiled` sweeps by torch.compile (CUDA, several threads); `gradient_threshold` approximates: `Thinned`.
     Domain: float32 or wider inside, whatever the dtype; under autocast its dtype is multiplied in.
-    Errors: ValueError and TypeError for shapes, dtypes and options that do not fit; NotImplementedError for a trainable
-    head in pieces (DTensor).
-    Source: as for the functions in `LOSSES`; the gradient is made in the forward as in Hsu et al., "Liger Kernel",
-    arXiv 2410.10989, section 3.2.
+    Errors: ValueError, TypeError for what does not fit; NotImplementedError for a trainable head in pieces (DTensor).
+    Source: as in `LOSSES`; the gradient in the forward: Hsu et al., "Liger Kernel", arXiv 2410.10989, section 3.2.
     """
     kind = checked_kind(hidden, head, labels, teacher, divergence)
     labelled = None if labels is None else labels != UNLABELLED
@@ -82,6 +81,7 @@ def fused_linear(
         compiled=compiled,
         wide_gradient=wide_gradient,
         gradient=torch.is_grad_enabled(),
+        threshold=checked_threshold(gradient_threshold),
         **_teaching(teacher, of_rows, wide),
     )
     bias = None if head.bias is None else whole(head.bias)

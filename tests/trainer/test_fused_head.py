@@ -228,6 +228,37 @@ def test_heads_that_are_no_plain_product_compute_their_logits(tmp_path: Path) ->
     assert trainer_of("llama", tmp_path, model=student)._fused_head() is None
 
 
+def test_an_approximate_gradient_trains_nearly_the_same(tmp_path: Path) -> None:
+    """Losses, gradient norms and parameters within 2 %."""
+
+    def run(threshold: float | None) -> dict[str, torch.Tensor]:
+        models = [token_models.model("llama", seed=seed, vocabulary=8191) for seed in (1, 2)]
+        for model in models:
+            with torch.no_grad():
+                model.lm_head.weight.normal_(std=2.0, generator=torch.Generator().manual_seed(4))
+        options = {"fused_head": True, "fused_head_threshold": threshold, "learning_rate": 0.002}
+        return trained("llama", tmp_path, models[1], model=models[0], **options)
+
+    exact, near = run(None), run(2.0**-10)
+    assert exact.keys() == near.keys()
+    assert any(not value.equal(near[name]) for name, value in exact.items())
+    for name, value in exact.items():
+        assert float((near[name] - value).norm()) <= 0.02 * float(value.norm()), name
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fused_head_threshold": 0.0}, "fused_head_threshold is 0.0; expected a share above 0"),
+        ({"fused_head_threshold": 1.0}, "fused_head_threshold is 1.0; expected a share above 0"),
+        ({"fused_head_threshold": 0.1, "fused_head": False}, "beside fused_head=False"),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(HfDistillError, match=said):
+        by_sgd.arguments(tmp_path, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(strategy: str, tmp_path: Path) -> None:
