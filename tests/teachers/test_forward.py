@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -287,7 +288,10 @@ def test_an_offloaded_teacher_stays_where_it_is(tmp_path: Path) -> None:
     folder = str(tmp_path / "teacher")
     models("bert", SINGLE)[1].save_pretrained(folder)
     _, here = trained("bert", tmp_path)
-    for places in ({"": "disk"}, {"bert": "disk", "classifier": "cpu"}):
+    parts, whole = {"bert": "disk", "classifier": "cpu"}, {"": "disk"}
+    # Accelerate 1.7 loads no model that is on the disk as a whole; 1.15 does.
+    new = tuple(int(part) for part in version("accelerate").split(".")[:2]) >= (1, 15)
+    for places in (whole, parts) if new else (parts,):
         options = {"device_map": places, "offload_folder": str(tmp_path / "offloaded")}
         trainer, there = trained("bert", tmp_path, teacher=folder, teacher_model_init_kwargs=options)
         assert {parameter.device.type for parameter in live(trainer).model.bert.parameters()} == {"meta"}
