@@ -76,11 +76,8 @@ class FusedHead:
             caught.append(states)
             return states.new_zeros(*states.shape[:-1], 0)
 
-        reader = LiveTeacher(
-            teacher.model, None, lambda outputs, inputs: caught.pop(), teacher.fields, teacher.sight, teacher.portions
-        )
         with self.teacher.replaced(nothing):
-            return reader(inputs)
+            return teacher.reading(lambda outputs, inputs: caught.pop())(inputs)
 
     @contextmanager
     def within(

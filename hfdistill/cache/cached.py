@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hfdistill.cache.manifest import Manifest
+from hfdistill.cache.manifest import Manifest, no_cache
 from hfdistill.cache.store import SHARD_BYTES, Store
 from hfdistill.cache.teacher import Settings
 from hfdistill.errors import HfDistillError
@@ -61,10 +61,7 @@ class CachedTeacher:
         """
         manifest = Manifest.read(self.folder)
         if manifest is None:
-            raise HfDistillError(
-                f"{self.folder} is no cache: it holds no cache.json. Fill it (hfdistill cache RECIPE, or "
-                "trainer.fill_cache()), or pass the teacher too: CachedTeacher(path, teacher_model=...)."
-            )
+            raise no_cache(self.folder)
         return manifest.teacher.skeleton()
 
     def store(self) -> Store:

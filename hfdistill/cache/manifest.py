@@ -153,6 +153,14 @@ class Manifest:
             raise HfDistillError(f"{folder} holds targets for {self.task}, and the student's task is {task}.")
 
 
+def no_cache(folder: Path) -> HfDistillError:
+    """What to say of a folder that holds no manifest, where nobody is there to fill it."""
+    return HfDistillError(
+        f"{folder} is no cache: it holds no cache.json. Fill it (hfdistill cache RECIPE, or trainer.fill_cache()), or "
+        "pass the teacher too: CachedTeacher(path, teacher_model=...)."
+    )
+
+
 def _described(teacher: TeacherIdentity) -> str:
     return f"{teacher.name or teacher.class_name} with weights {teacher.weights[:12]} in {teacher.precision}"
 

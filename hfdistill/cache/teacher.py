@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from hfdistill.cache.collator import KEYS, MASK
 from hfdistill.cache.contents import LOGITS, PLACES, ROWS, SEEN, Contents, Entry
-from hfdistill.cache.manifest import Manifest, TeacherIdentity, input_description
+from hfdistill.cache.manifest import Manifest, TeacherIdentity, input_description, no_cache
 from hfdistill.cache.shown import Shown
 from hfdistill.cache.store import Store, of_packed
 from hfdistill.cache.top_k import LOGS, LOW, REST, TopK
@@ -140,6 +140,7 @@ class StoredTeacher:
     sight: Sight = NOTHING
     shown: Shown = field(default_factory=Shown)
     _noted: list[Noted] = field(default_factory=list, init=False)
+    _known_places: list[torch.Tensor | None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.task.layout, ImageTextPairs):
@@ -152,10 +153,7 @@ class StoredTeacher:
             if self.identity is not None:
                 self.store.manifest.check_teacher(self.identity, self.store.folder)
         elif self.live is None:
-            raise HfDistillError(
-                f"{self.store.folder} is no cache: it holds no cache.json. Fill it (hfdistill cache RECIPE, or "
-                "trainer.fill_cache()), or pass the teacher too: CachedTeacher(path, teacher_model=...)."
-            )
+            raise no_cache(self.store.folder)
         if self.live is not None:
             self.live.read, self.live.columns = self._noting, None
         elif self.store.manifest is not None:
@@ -271,10 +269,17 @@ class StoredTeacher:
                 logits = logits.index_select(-1, self.reading.columns.to(logits.device))
             return Targets(logits, fields, seen)
         indices, logs, rest = (stored[STORED + name] for name in (LOW, LOGS, REST))
-        places = self.reading.places(top_k.classes)
-        places = None if places is None else places.to(indices.device)
-        kept = KeptLogits(indices, logs, rest, top_k.temperatures, places)
+        kept = KeptLogits(indices, logs, rest, top_k.temperatures, self._places(top_k.classes, indices.device))
         return Targets(kept.log_probabilities.float(), fields, seen, kept=kept)
+
+    def _places(self, classes: int, device: torch.device) -> torch.Tensor | None:
+        """`Reading.places`, made in the first step: a vocabulary is long."""
+        if self._known_places is None:
+            self._known_places = [self.reading.places(classes)]
+        (places,) = self._known_places
+        if places is not None and places.device != device:
+            places = self._known_places[0] = places.to(device)
+        return places
 
 
 class KeepsTargets(TrainerCallback):

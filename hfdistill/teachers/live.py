@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ class LiveTeacher:
                 "are noted for a whole batch; expected one of the two. Leave teacher_batch_size out."
             )
         return self.portions(self._of_rows, inputs)
+
+    def reading(self, read: Read) -> LiveTeacher:
+        """The same model, of whose outputs something else is taken as they come."""
+        other = copy(self)
+        other.read, other.columns = read, None
+        return other
 
     def _of_rows(self, inputs: Mapping[str, Any]) -> Targets:
         bare = unwrapped(self.model)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
-from hub.server import TOKEN, HubServer
+from hub.server import HubServer
 from report.run_folders import write_run
 from safetensors.numpy import load
 from transformers import ViTImageProcessorPil
@@ -69,18 +66,7 @@ def happened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Happened]:
     with HubServer() as hub:
         hub.publish("tester/teacher", work / "teacher")
         hub.full.add("tester/full")
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(work / "home"),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]),
-        }
-        command = [sys.executable, str(Path(__file__).with_name("client.py")), str(run), str(work)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-        assert done.returncode == 0, done.stderr
+        hub.run(Path(__file__).with_name("client.py"), run, work, home=work / "home")
         yield Happened(hub, json.loads((work / "results.json").read_text()), run)
 
 
