@@ -26,6 +26,10 @@ ROUGH = 3e-2
 OFFSET = "final_logits_bias"
 """A buffer that BART and its kin add to their logits."""
 
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+Sample = Callable[[nn.Module], Mapping[str, Any]]
+
 
 @dataclass(frozen=True, eq=False)
 class ModelHead:
@@ -66,24 +70,29 @@ class ModelHead:
 
 
 class KnownHeads:
-    """The heads of the models of a training, each tried once: later a student may be in pieces."""
+    """The heads of the models of a training, each tried once: later a student may be in pieces.
 
-    def __init__(self) -> None:
+    `sample` gives the inputs of a few examples for a model that does not read words alone.
+    """
+
+    def __init__(self, sample: Sample | None = None) -> None:
         self._known: list[tuple[nn.Module, ModelHead | None]] = []
+        self._sample = sample
 
     def of(self, model: nn.Module, task: Task) -> ModelHead | None:
         """The head of a model, or None where it is not understood."""
         for known, head in self._known:
             if known is model:
                 return head
-        self._known.append((model, head_of(model, task)))
+        self._known.append((model, head_of(model, task, self._sample)))
         return self._known[-1][1]
 
 
-def head_of(model: nn.Module, task: Task) -> ModelHead | None:
+def head_of(model: nn.Module, task: Task, sample: Sample | None = None) -> ModelHead | None:
     """The head of a language model, if its logits are a product with it that is understood; found by a trial.
 
     The model runs on a few tokens: with its head, and with a head that gives nothing, which not every model bears.
+    One that does not run on words alone (it hears, it sees) runs on what `sample` gives for it.
     """
     inner = bare(model)
     if not isinstance(inner, PreTrainedModel) or not isinstance(task.layout, Tokens):
@@ -91,28 +100,41 @@ def head_of(model: nn.Module, task: Task) -> ModelHead | None:
     module = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
     if module is None or not _is_plain(module) or "forward" in vars(module) or partitioned(inner):
         return None
-    seen: list[torch.Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
     training = inner.training
     nn.Module.eval(inner)
+    trials: list[Callable[[], Mapping[str, Any]]] = (
+        [lambda: _probe(inner, task)] if inner.main_input_name == "input_ids" else []
+    )
+    if sample is not None:
+        trials.append(lambda: sample(model))
     try:
-        with torch.no_grad(), gathered(inner):
-            inputs = _probe(inner, task)
-            logits = output_field(inner(**inputs), "logits")
-            handle.remove()
-            (hidden,) = seen
-            head = ModelHead(inner, module, offset=inner._buffers.get(OFFSET))
-            found = _understood(head, hidden, logits)
-            if found is not None:
-                with found.replaced(lambda states: states.new_zeros(*states.shape[:-1], 0)):
-                    empty = output_field(inner(**inputs), "logits")
-                found = found if empty.shape == (*logits.shape[:-1], 0) else None
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError):
-        return None  # a model that does not run on words alone, or not without logits
+        for inputs in trials:
+            try:
+                return _tried(inner, module, inputs())
+            except FAILURES:
+                continue  # a model that does not run on words alone, or not without logits
     finally:
-        handle.remove()
         inner.train(training)
-    return found
+    return None
+
+
+@torch.no_grad()
+def _tried(model: PreTrainedModel, module: nn.Module, inputs: Mapping[str, Any]) -> ModelHead | None:
+    """The head, where the logits of these inputs are understood and may be missing."""
+    seen: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    with gathered(model):
+        try:
+            logits = output_field(model(**inputs), "logits")
+        finally:
+            handle.remove()
+        (hidden,) = seen
+        found = _understood(ModelHead(model, module, offset=model._buffers.get(OFFSET)), hidden, logits)
+        if found is None:
+            return None
+        with found.replaced(lambda states: states.new_zeros(*states.shape[:-1], 0)):
+            empty = output_field(model(**inputs), "logits")
+    return found if empty.shape == (*logits.shape[:-1], 0) else None
 
 
 def _probe(model: PreTrainedModel, task: Task) -> dict[str, torch.Tensor]:

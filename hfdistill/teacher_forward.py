@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from torch import nn
 
 from hfdistill.config import DistillationConfig
 from hfdistill.errors import HfDistillError
-from hfdistill.features import FeatureTerm
+from hfdistill.features import FeatureTerm, Module
 from hfdistill.loading import as_dict
 from hfdistill.objective import Objective
 from hfdistill.shards import in_pieces, partitioned, same_everywhere
 from hfdistill.tasks import Classes, Task
 from hfdistill.tasks.pairs import ImageTextPairs
 from hfdistill.teachers import EmaTeacher, OwnBase, Peer
-from hfdistill.teachers.copies import as_asked, is_offloaded
+from hfdistill.teachers.copies import as_asked, is_offloaded, transformers_model
 from hfdistill.teachers.portions import Portions
 from hfdistill.views import accepted_names
 
@@ -81,15 +81,32 @@ def portions_of(args: DistillationConfig, task: Task) -> Portions:
     return Portions(args.teacher_batch_size, halves=not pairs and not args.teacher_sharded)
 
 
-def further_arguments(teacher: nn.Module, objective: Objective, task: Task) -> dict[str, Any]:
-    """What a teacher's forward is told beside its inputs: a decoder whose logits no term reads gives the last alone.
-
-    Its head costs as much as some layers where the vocabulary is large.
-    """
+def reads_no_logits(teacher: nn.Module, objective: Objective, task: Task) -> bool:
+    """Whether no term reads a language model's logits, so that its head, as large as some layers, need not run."""
     asked = [term for term in objective.active if term.needs_teacher]
-    unread = bool(asked) and all(isinstance(term, FeatureTerm) for term in asked) and not objective.fields
-    decodes = task.classes is Classes.VOCABULARY and KEPT in accepted_names(teacher)
-    return {KEPT: 1} if unread and decodes else {}
+    inside = [term for term in asked if isinstance(term, FeatureTerm)]
+    if task.classes is not Classes.VOCABULARY or not asked or len(inside) < len(asked) or objective.fields:
+        return False
+    named = [term.teacher_module for term in inside if isinstance(term, Module)]
+    return not any(_has_to_do_with(name, head) for name in named for head in _heads(teacher))
+
+
+def _heads(model: nn.Module) -> Sequence[str]:
+    """The names by which a model's head is known."""
+    inner = transformers_model(model)
+    head = None if inner is None else inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return [name for name, module in model.named_modules(remove_duplicate=False) if head is not None and module is head]
+
+
+def _has_to_do_with(name: str, head: str) -> bool:
+    """Whether a module is the head, a part of it, or holds it."""
+    return f"{head}.".startswith(f"{name}.") or name.startswith(f"{head}.")
+
+
+def further_arguments(teacher: nn.Module, objective: Objective, task: Task) -> dict[str, Any]:
+    """What a teacher's forward is told beside its inputs: a decoder whose logits no term reads gives the last alone."""
+    few = reads_no_logits(teacher, objective, task) and KEPT in accepted_names(teacher)
+    return {KEPT: 1} if few else {}
 
 
 def prepared(

@@ -17,13 +17,14 @@ from hfdistill.caching import CachingTrainer
 from hfdistill.channels import contiguous, laid_out, lay_out, pictures_laid_out
 from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
+from hfdistill.first_look import first_batch
 from hfdistill.fused_head import FusedHead, Pair, fused_head_of
 from hfdistill.heads import KnownHeads
 from hfdistill.mutual import check_peers, check_trainable_together
 from hfdistill.pairing import Pairing, paired, view_differences
 from hfdistill.tasks import Task
 from hfdistill.tasks.layouts import EXAMPLES
-from hfdistill.teacher_forward import check_own_forward, further_arguments, portions_of, prepared
+from hfdistill.teacher_forward import check_own_forward, further_arguments, portions_of, prepared, reads_no_logits
 from hfdistill.teachers import (
     AverageTeacher,
     EmaTeacher,
@@ -80,11 +81,37 @@ class TaughtTrainer(CachingTrainer):
             )
         lay_out({"student": self.model, **teachers})
 
+    def _look_for_heads(self) -> None:
+        """Find out what needs no logits over a vocabulary: the terms on them, or a teacher that shows other things."""
+        self._fused_head()
+        teacher, objective = self.teacher, self.distillation_objective
+        if type(teacher) is not LiveTeacher or self.args.torch_compile:
+            return
+        unread = reads_no_logits(teacher.model, objective, self.task)
+        head = self._heads.of(teacher.model, self.task) if unread else None
+        if head is not None:
+            self.teacher = teacher.without_head(head.replaced)
+
+    def _sample(self, model: nn.Module) -> Mapping[str, Any]:
+        """What a model of this training reads of the first two examples."""
+        own = self.views.student if model is self.model else self.views.teacher
+        return own(self._first_inputs())
+
+    def _first_inputs(self) -> Mapping[str, Any]:
+        """The first two examples as a batch on the device; nothing without data."""
+        with self._collating(self.data_collator):
+            collator = self._get_collator_with_removed_columns(self.data_collator)
+        dataset: Any = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()), None)
+        batch = first_batch(dataset, collator)
+        return self._prepare_inputs(dict(batch)) if batch else {}
+
     def _fused_head(self) -> FusedHead | None:
         """What computes losses over a vocabulary without logits; looked for once with each student and objective."""
         pair = Pair(self.model, self.teacher, self.task, self.distillation_objective, self.tokens.columns)
         if self._fused is None:
-            self._heads = KnownHeads()
+            self._heads = KnownHeads(self._sample)
         if self._fused is None or self._fused[0] != pair:
             self._fused = (pair, fused_head_of(pair, self.args, self._heads))
         return self._fused[1]

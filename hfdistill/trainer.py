@@ -35,7 +35,7 @@ from hfdistill.config import DistillationConfig
 from hfdistill.ensembles import gathered
 from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.features import FeatureWatch
-from hfdistill.first_look import check_first_batch, first_batch
+from hfdistill.first_look import check_first_batch
 from hfdistill.fused_head import FusedHead
 from hfdistill.knowledge import StepContext
 from hfdistill.mixing import MixingCollator, mixing_of
@@ -130,7 +130,7 @@ class DistillationTrainer(TaughtTrainer):
         for callback in following(self.train_dataset, self.eval_dataset):
             self.add_callback(callback)
         self._check_cache()
-        self._fused_head()
+        self._look_for_heads()
 
     # ---- construction --------------------------------------------------------------------------------------------
 
@@ -159,11 +159,8 @@ class DistillationTrainer(TaughtTrainer):
             return
         bare = self.model if isinstance(teacher, OwnBaseTeacher) else unwrapped(teacher.model)
         teacher.sight = self.features.look(self.model, bare)
-        with self._collating(self.data_collator):
-            collator = self._get_collator_with_removed_columns(self.data_collator)
-        batch = first_batch(self.train_dataset if self.train_dataset is not None else self.eval_dataset, collator)
-        if batch:
-            inputs: Mapping[str, Any] = self._prepare_inputs(dict(batch))
+        inputs = self._first_inputs()
+        if inputs:
             own = self.views.teacher(inputs)
             shown = teacher.look(own) if isinstance(teacher, StoredTeacher) else teacher(own).seen
             self.features.bind(self.model, self.views.student(inputs), shown, self.args.seed)

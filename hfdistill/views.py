@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -133,8 +134,8 @@ def forward_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]
 def decoder_inputs(model: nn.Module, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """What an encoder-decoder reads beside its encoder's inputs: the labels moved right by its own rule.
 
-    Some families have no method for that rule; they get the labels themselves and move them in their forward, at the
-    price of a loss that nobody uses.
+    Some families have no method for that rule but a function beside them (Whisper, M2M100). The others get the labels
+    themselves and move them in their forward, at the price of a loss that nobody uses.
     """
     if labels is None or labels.is_floating_point() or labels.dim() != 2:
         return {}
@@ -142,7 +143,20 @@ def decoder_inputs(model: nn.Module, labels: torch.Tensor | None) -> dict[str, t
         shifted: Any = type(model).prepare_decoder_input_ids_from_labels  # type: ignore[attr-defined]
         # A copy: FSMT writes over the -100 of the labels that it is given.
         return {"decoder_input_ids": shifted(model, labels.clone())}
+    config = getattr(model, "config", None)
+    tokens = [getattr(config, name, None) for name in ("pad_token_id", "decoder_start_token_id")]
+    rule = _rule_beside(type(model))
+    if rule is not None and None not in tokens:
+        return {"decoder_input_ids": rule(labels.clone(), *tokens)}
     return {"labels": labels.clone()}
+
+
+def _rule_beside(kind: type) -> Callable[..., torch.Tensor] | None:
+    """The function that moves labels right in the module of a model's class, or of one that it inherits from."""
+    found = (getattr(sys.modules.get(each.__module__), "shift_tokens_right", None) for each in kind.__mro__)
+    rule = next((each for each in found if each is not None), None)
+    takes = [] if rule is None else list(inspect.signature(rule).parameters)
+    return rule if takes == ["input_ids", "pad_token_id", "decoder_start_token_id"] else None
 
 
 def model_loss(outputs: Any, task: Task) -> torch.Tensor | None:

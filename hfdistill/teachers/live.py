@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from typing import Any
 
@@ -21,6 +22,9 @@ from hfdistill.teachers.targets import Targets
 logger = logging.getLogger(__name__)
 
 Read = Callable[[Any, Mapping[str, Any]], torch.Tensor]
+
+Replaced = Callable[[Callable[[torch.Tensor], torch.Tensor]], AbstractContextManager[None]]
+"""Puts a function of the hidden states in the place of a model's head, within a block."""
 
 
 class LiveTeacher:
@@ -54,6 +58,7 @@ class LiveTeacher:
         self.sight = sight
         self.portions = portions or Portions()
         self.arguments = dict(arguments or {})
+        self._replaced: Replaced | None = None
         self._offloaded = is_offloaded(model)
         self._told = False
 
@@ -69,19 +74,19 @@ class LiveTeacher:
             )
         return self.portions(self._of_rows, inputs)
 
-    def reading(self, read: Read) -> LiveTeacher:
-        """The same model, of whose outputs something else is taken as they come."""
+    def without_head(self, replaced: Replaced) -> LiveTeacher:
+        """The same model, whose head computes nothing: instead of logits it gives the hidden states before it."""
         other = copy(self)
-        other.read, other.columns = read, None
+        other.columns, other._replaced = None, replaced
         return other
 
     def _of_rows(self, inputs: Mapping[str, Any]) -> Targets:
         bare = unwrapped(self.model)
         there = brought(inputs, bare, self._offloaded)
         seen = Seen(there)
-        with watched(bare, self.sight, seen):
+        with watched(bare, self.sight, seen), self._head() as states:
             outputs = seen.outputs = self._runs(bare)(**there, **self.sight.arguments, **self.arguments)
-        logits = self.read(outputs, there)
+        logits = self.read(outputs, there) if states is None else states.pop()
         if self.columns is not None:
             if self.columns.device != logits.device:
                 self.columns = self.columns.to(logits.device)
@@ -90,6 +95,21 @@ class LiveTeacher:
         targets = Targets(logits, fields, seen if self.sight else None)
         home = first_tensor(inputs).device
         return targets if logits.device == home else brought_back(targets, inputs, home)
+
+    @contextmanager
+    def _head(self) -> Iterator[list[torch.Tensor] | None]:
+        """The states that a replaced head was given; None where the head computes its logits."""
+        if self._replaced is None:
+            yield None
+            return
+        states: list[torch.Tensor] = []
+
+        def nothing(given: torch.Tensor) -> torch.Tensor:
+            states.append(given)
+            return given.new_zeros(*given.shape[:-1], 0)
+
+        with self._replaced(nothing):
+            yield states
 
     def _runs(self, bare: nn.Module) -> nn.Module:
         """The model as it is called: a compiled one as it was before where a term looks inside, by hooks."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import BartConfig, BartForCausalLM, DataCollatorWithFlattening
 
-from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss
+from hfdistill import DistillationConfig, DistillationTrainer, HfDistillError, Logits, Objective, TaskLoss, contract
 from hfdistill.rows import BatchRows
 from hfdistill.tasks import TASKS, Task, task_of
 from hfdistill.tasks.label_losses import cross_entropy
@@ -190,7 +190,22 @@ def test_a_view_of_its_own_for_the_encoder_shares_the_decoders_tokens(tmp_path: 
     total = made.compute_loss(made.model, dict(batch))
     own = batch | {"teacher_input_features": batch["input_features"]}
     torch.testing.assert_close(made.compute_loss(made.model, own), total)
-    assert set(made.views.teacher(own)) == {"input_features", "labels", "use_cache"}
+    assert set(made.views.teacher(own)) == {"input_features", "decoder_input_ids", "use_cache"}
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+@pytest.mark.parametrize("name", ["m2m100", "whisper"])
+def test_labels_are_moved_without_a_loss_that_nobody_uses(name: str, inherited: bool, tmp_path: Path) -> None:
+    """By the function beside a family's classes, also for a class of another module that inherits from one of them."""
+    made = trainer(name, tmp_path)
+    student = contract.bare(made.model).eval()
+    if inherited:
+        student.__class__ = type(f"My{type(student).__name__}", (type(student),), {"__module__": __name__})
+    batch = padded(token_models.examples(name, 3))
+    batch["labels"][0] = NONE
+    read = student(**made.views.student(batch))
+    assert read.loss is None
+    torch.testing.assert_close(read.logits, student(**batch).logits)
 
 
 def test_rows_without_labels_train_from_the_teacher_alone(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tests.trainer.trajectory import assert_same
 ROOT = Path(__file__).parents[2]
 OWN = ("objective", "model", "peft_config", "processing_class", "teacher_processing_class")
 SEVERAL = {"ddp": ("llama", "bert_masked"), "fsdp": ("llama",)}
-HEADS = ["llama", "gpt2", "bert_masked", "t5", "bart"]
+HEADS = ["llama", "gpt2", "bert_masked", "t5", "bart", "whisper"]
 
 
 def trainer_of(name: str, folder: Path, given: Any = None, **options: Any) -> DistillationTrainer:
