@@ -95,7 +95,8 @@ def teacher_module(
         return teacher, teacher.config._name_or_path or None
     if not isinstance(teacher, str):
         return teacher, teacher.name if isinstance(teacher, ZeroShotTeacher) else None
-    return loading.load_teacher(teacher, args.teacher_model_revision, loading_options(args), task), teacher
+    revision, pieces = args.teacher_model_revision, args.teacher_sharded
+    return loading.load_teacher(teacher, revision, loading_options(args), task, pieces=pieces), teacher
 
 
 def _loaded_peer(name: str, args: DistillationConfig, student: nn.Module | str | None) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,16 @@ def encoder_class_of(config: PreTrainedConfig) -> Any:
 
 
 def load_teacher(
-    name: str, revision: str | None, init_kwargs: Mapping[str, Any] | str | None, task: Task | None = None
+    name: str,
+    revision: str | None,
+    init_kwargs: Mapping[str, Any] | str | None,
+    task: Task | None = None,
+    *,
+    pieces: bool = False,
 ) -> PreTrainedModel:
     """A trained model from a Hub id or folder: with its head, or without where the `task` reads hidden states.
 
+    It is whole on each process; with `pieces` ZeRO-3, where that is used, may partition it while it is loaded.
     Errors: HfDistillError when nothing is found there, when the checkpoint has no head for a task, or when
     its head would be freshly initialised.
     """
@@ -61,7 +68,7 @@ def load_teacher(
         options["revision"] = revision
     auto_class = _auto_class(name, options, "teacher", task)
     try:
-        with unpartitioned():
+        with nullcontext() if pieces else unpartitioned():
             model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except (ImportError, OSError, ValueError) as error:
         raise HfDistillError(_not_found(name, "teacher", error)) from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,11 +40,29 @@ def gathered(module: nn.Module, *, changes: bool = False) -> Iterator[None]:
 
 def partitioned(module: nn.Module) -> Sequence[nn.Parameter]:
     """The parameters of a module that ZeRO-3 has partitioned; a forward outside of its engine fails on them."""
+    return [parameter for parameter in module.parameters() if _is_partitioned(parameter)]
+
+
+def _is_partitioned(tensor: torch.Tensor) -> bool:
     if not integration.is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
-        return []
+        return False
     from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
-    return [parameter for parameter in module.parameters() if is_zero_param(parameter)]
+    return bool(is_zero_param(tensor))
+
+
+def whole_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A module's parameters and buffers by name, in the order of names, one after the other whole."""
+    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if not _is_partitioned(tensor):
+            yield name, whole(tensor.detach())
+            continue
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            yield name, tensor.detach()
 
 
 def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -97,6 +116,25 @@ def in_pieces(model: nn.Module, device: torch.device) -> nn.Module:
     for unit in (*_layers(model), model):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     return model
+
+
+def in_engine(model: nn.Module, dtype: torch.dtype | None, settings: Mapping[str, Any]) -> nn.Module:
+    """Have DeepSpeed gather each layer of a frozen model that it has partitioned while the layer runs.
+
+    `settings` are those of ZeRO-3 as the student's configuration has them; what they leave open is left to DeepSpeed.
+    All processes have to run it equally often.
+    """
+    import deepspeed
+
+    given = {key: value for key, value in settings.items() if value != "auto" and key != "offload_optimizer"}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {**given, "stage": 3},
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "fp16": {"enabled": dtype is torch.float16},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine  # type: ignore[no-any-return]
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

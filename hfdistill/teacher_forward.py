@@ -16,11 +16,11 @@ from hfdistill.errors import HfDistillError
 from hfdistill.features import FeatureTerm, Module
 from hfdistill.loading import as_dict
 from hfdistill.objective import Objective
-from hfdistill.shards import in_pieces, partitioned, same_everywhere
+from hfdistill.shards import in_engine, in_pieces, partitioned, same_everywhere
 from hfdistill.tasks import Classes, Task
 from hfdistill.tasks.pairs import ImageTextPairs
 from hfdistill.teachers import EmaTeacher, OwnBase, Peer
-from hfdistill.teachers.copies import as_asked, is_offloaded, transformers_model
+from hfdistill.teachers.copies import DTYPES, as_asked, dtype_of, is_offloaded, transformers_model
 from hfdistill.teachers.portions import Portions
 from hfdistill.views import accepted_names
 
@@ -115,15 +115,12 @@ def prepared(
     """A teacher as it is run: frozen, on its device or in pieces, in its dtype or in Accelerate's mixed precision.
 
     `fsdp` and `deepspeed` say what cuts the student. A model that is offloaded stays where its hooks bring it.
-    Errors: HfDistillError for one that ZeRO-3 has partitioned, and for a device that is not there.
+    Errors: HfDistillError for one that ZeRO-3 has partitioned otherwise than it is to run, and for a device that is
+    not there.
     """
-    if partitioned(teacher):
-        raise HfDistillError(
-            f"The teacher's parameters ({type(teacher).__name__}) are partitioned by DeepSpeed's ZeRO-3, which "
-            "gathers those of the student alone; expected a whole model: load it before the DistillationConfig is "
-            "made, or give teacher_model its name."
-        )
     teacher.requires_grad_(False).eval()
+    if partitioned(teacher):
+        return _partitioned(teacher, args, accelerator)
     device = _device(args, accelerator)
     if device.type == "cpu" and args.teacher_dtype == "float16":
         raise HfDistillError("teacher_dtype='float16' came for a CPU, which hardly ends such products; take bfloat16.")
@@ -158,6 +155,27 @@ def _as_accelerate_does(teacher: nn.Module, accelerator: Accelerator, fsdp: bool
         # Among Accelerate's models it would pass for the student, which then is not prepared for an evaluation.
         accelerator._models = known
     return run
+
+
+def _partitioned(teacher: nn.Module, args: DistillationConfig, accelerator: Accelerator) -> nn.Module:
+    """A teacher that was loaded in the pieces of ZeRO-3, which its own engine of DeepSpeed gathers."""
+    dtype, inner = dtype_of(teacher), transformers_model(teacher)
+    attention = None if inner is None else inner.config._attn_implementation
+    own = {
+        "teacher_dtype": DTYPES.get(str(args.teacher_dtype), dtype) != dtype,
+        "teacher_attn_implementation": args.teacher_attn_implementation not in (None, attention),
+        "teacher_device": args.teacher_device is not None,
+    }
+    asked = [name for name, value in own.items() if value]
+    if asked:
+        raise HfDistillError(
+            f"{' and '.join(asked)} came for a teacher ({type(teacher).__name__}) that was loaded in the pieces of "
+            "DeepSpeed's ZeRO-3, and runs as it was loaded; expected from_pretrained(..., dtype=..., "
+            "attn_implementation=...), its name as teacher_model, or a model from before the DistillationConfig."
+        )
+    plugin = accelerator.state.deepspeed_plugin
+    settings = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+    return in_engine(teacher, dtype, settings)
 
 
 def _offloaded(teacher: nn.Module, args: DistillationConfig) -> nn.Module:

@@ -20,6 +20,7 @@ from hfdistill._version import __version__
 from hfdistill.cache.contents import Contents
 from hfdistill.cache.keys import plain
 from hfdistill.errors import HfDistillError
+from hfdistill.shards import whole_tensors
 
 FILE = "cache.json"
 FORMAT = 1
@@ -168,11 +169,10 @@ def _described(teacher: TeacherIdentity) -> str:
 def weight_hash(model: nn.Module) -> str:
     """XXH3 (128 bits) of all parameters and buffers, by name."""
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            array = plain(tensor.contiguous())
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(array.reshape(-1).view("u1").data if array.size else b"")
+    for name, tensor in whole_tensors(model):
+        array = plain(tensor.contiguous())
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.reshape(-1).view("u1").data if array.size else b"")
     return digest.hexdigest()
 
 

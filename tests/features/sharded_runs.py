@@ -25,8 +25,11 @@ from hfdistill import (
     Peer,
     TaskLoss,
 )
+from hfdistill.cache.manifest import weight_hash
 from hfdistill.features import Adversarial, HiddenStates, Module
 from hfdistill.shards import whole_state
+from hfdistill.sight import unwrapped
+from hfdistill.teachers import LiveTeacher
 from hfdistill.temperatures import LearnedTemperature
 from tests.features.runs import models, trained
 from tests.trainer.trajectory import examples
@@ -101,7 +104,8 @@ def refusal(folder: Path, strategy: dict[str, Any], version: int = 2, **changes:
     """The words that a training is refused with; a teacher's folder is loaded when the arguments are there already."""
     student, teacher = models("bert")
     settings = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "max_steps": 1, "disable_tqdm": True}
-    arguments = DistillationConfig(**settings, **strategy)
+    own = {key: changes.pop(key) for key in ("teacher_dtype",) if key in changes}
+    arguments = DistillationConfig(**settings, **strategy, **own)
     given = {"teacher_model": teacher, "objective": plain()} | changes
     if isinstance(given["teacher_model"], str):
         given["teacher_model"] = type(teacher).from_pretrained(given["teacher_model"])
@@ -207,7 +211,17 @@ def by_deepspeed(launch: Launch, stage: int) -> dict[str, str]:
     # Under ZeRO-3 from_pretrained now gives a student in pieces.
     names = saved_models(rest)
     launch.train("named", objective(), pair=names, **zero(stage))
-    return refused_by_all(rest, zero(stage)) | {"pieces": refusal(rest, zero(stage), teacher_model=names[1])}
+    # And a teacher in pieces, by name or loaded by its user, or one that FSDP2 cuts.
+    sharded = launch.train("sharded", objective(), pair=names, teacher_sharded=True, **zero(stage))
+    cut = launch.train("cut", plain(), teacher_sharded=True, **zero(stage))
+    said = refused_by_all(rest, zero(stage))
+    for name, trainer in (("sharded", sharded), ("cut", cut)):
+        assert isinstance(trainer.teacher, LiveTeacher)
+        said[name] = type(trainer.teacher.model).__name__
+        said[f"{name} hash"] = weight_hash(unwrapped(trainer.teacher.model))
+    said["pieces"] = refusal(rest, zero(stage), teacher_model=names[1])
+    said["dtype"] = refusal(rest, zero(stage), teacher_model=names[1], teacher_dtype="bfloat16")
+    return said
 
 
 def main(strategy: str, folder: Path) -> None:

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from tests.features.runs import trained
+from hfdistill.cache.manifest import weight_hash
+from tests.features.runs import models, trained
 from tests.features.sharded_runs import left_by, objective, plain
 from tests.trainer.trajectory import assert_same
 
@@ -98,5 +99,20 @@ def test_what_needs_whole_parameters_is_refused(launched: Path) -> None:
     if "version 1" in said:
         assert "'version': 2" in said["version 1"]
         assert said["placed"].startswith("cpu")
-    else:
-        assert ("partitioned by DeepSpeed's ZeRO-3" in said["pieces"]) == launched.name.startswith("zero3")
+
+
+def test_a_teacher_in_pieces_teaches_as_a_whole_one(launched: Path, alone: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Loaded in the pieces of ZeRO-3 by its name, or cut by FSDP2 beside any student of DeepSpeed."""
+    if launched.name.startswith("fsdp"):
+        pytest.skip("in tests/teachers")
+    for run, expected in (("sharded", "features"), ("cut", "plain")):
+        both = load_file(launched / f"{run}.safetensors")
+        del both["processes"], both["sharded"]
+        assert_same(alone[expected], both)
+    said = json.loads((launched / "said.json").read_text(encoding="utf-8"))
+    engine = launched.name.startswith("zero3")
+    assert said["sharded"] == ("DeepSpeedEngine" if engine else "FSDPBertForSequenceClassification")
+    assert said["cut"] == "FSDPBertForSequenceClassification"
+    assert said["sharded hash"] == said["cut hash"] == weight_hash(models("bert")[1]), "a cache knows it again"
+    assert said["pieces"] == "not refused", "a teacher that its user has loaded after the arguments"
+    assert ("teacher_dtype came for a teacher (Bert" in said["dtype"]) == engine
