@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from hfdistill.losses.fused_linear import Columns, Divergence, FusedLoss, Taught
 from hfdistill.objective import Objective, weight_at
 from hfdistill.rows import BatchRows, RowCounts
 from hfdistill.schedules import Auto, is_used, options_at
+from hfdistill.shards import gathered
 from hfdistill.tasks import Classes, Task, Tokens
 from hfdistill.teachers import LiveTeacher, Targets, Teacher
 from hfdistill.temperatures import TEMPERATURE, has_changing
@@ -37,9 +38,14 @@ class FusedStep:
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
     classes: int = 0
 
-    def done(self) -> Fused | None:
-        """What the terms see of it; None where the model has not come to its head."""
-        return None if self.total is None else Fused(self.total, self.parts, self.classes)
+    def done(self, logits: torch.Tensor) -> Fused | None:
+        """What the terms see of it; None where the model has not come to its head.
+
+        The way back leads through the empty `logits` too: by them ZeRO-3 learns that it has to gather the head again.
+        """
+        if self.total is None:
+            return None
+        return Fused(self.total + logits.sum().to(self.total.dtype), self.parts, self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +95,8 @@ class FusedHead:
         step = FusedStep(classes=self.student.classes)
 
         def forward(states: torch.Tensor) -> torch.Tensor:
-            loss = self._loss(states, rows, targets, counts, epoch, smoothing)
+            with nullcontext() if self.teacher is None else gathered(self.teacher.module):
+                loss = self._loss(states, rows, targets, counts, epoch, smoothing)
             step.total = loss.total
             step.parts.update(self._parts(loss, rows, counts))
             # No classes, and yet a way from the outputs to the loss.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from hfdistill.contract import bare
 from hfdistill.losses.fused_linear import Head
-from hfdistill.shards import gathered, partitioned
+from hfdistill.shards import gathered
+from hfdistill.sight import unwrapped
 from hfdistill.tasks import Task, Tokens
 from hfdistill.tasks.layouts import output_field
 
@@ -94,11 +95,11 @@ def head_of(model: nn.Module, task: Task, sample: Sample | None = None) -> Model
     The model runs on a few tokens: with its head, and with a head that gives nothing, which not every model bears.
     One that does not run on words alone (it hears, it sees) runs on what `sample` gives for it.
     """
-    inner = bare(model)
+    inner = bare(unwrapped(model))
     if not isinstance(inner, PreTrainedModel) or not isinstance(task.layout, Tokens):
         return None
     module = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if module is None or not _is_plain(module) or "forward" in vars(module) or partitioned(inner):
+    if module is None or not _is_plain(module) or "forward" in vars(module):
         return None
     training = inner.training
     nn.Module.eval(inner)
@@ -110,7 +111,7 @@ def head_of(model: nn.Module, task: Task, sample: Sample | None = None) -> Model
     try:
         for inputs in trials:
             try:
-                return _tried(inner, module, inputs())
+                return _tried(model, inner, module, inputs())
             except FAILURES:
                 continue  # a model that does not run on words alone, or not without logits
     finally:
@@ -119,21 +120,25 @@ def head_of(model: nn.Module, task: Task, sample: Sample | None = None) -> Model
 
 
 @torch.no_grad()
-def _tried(model: PreTrainedModel, module: nn.Module, inputs: Mapping[str, Any]) -> ModelHead | None:
+def _tried(model: nn.Module, inner: PreTrainedModel, module: nn.Module, inputs: Mapping[str, Any]) -> ModelHead | None:
     """The head, where the logits of these inputs are understood and may be missing."""
     seen: list[torch.Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
-    with gathered(model):
+    # An engine of DeepSpeed gathers what runs; before there is one, all has to be whole, and stay so.
+    wrapped = unwrapped(model) is not model
+    run = model if wrapped else inner
+    with nullcontext() if wrapped else gathered(inner):
         try:
-            logits = output_field(model(**inputs), "logits")
+            logits = output_field(run(**inputs), "logits")
         finally:
             handle.remove()
         (hidden,) = seen
-        found = _understood(ModelHead(model, module, offset=model._buffers.get(OFFSET)), hidden, logits)
+        with gathered(module) if wrapped else nullcontext():
+            found = _understood(ModelHead(inner, module, offset=inner._buffers.get(OFFSET)), hidden, logits)
         if found is None:
             return None
         with found.replaced(lambda states: states.new_zeros(*states.shape[:-1], 0)):
-            empty = output_field(model(**inputs), "logits")
+            empty = output_field(run(**inputs), "logits")
     return found if empty.shape == (*logits.shape[:-1], 0) else None
 
 

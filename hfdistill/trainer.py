@@ -289,7 +289,7 @@ class DistillationTrainer(TaughtTrainer):
             epoch=epoch,
             balanced=self.balance.weights,
             learned=self.features.temperatures(seen),
-            fused=None if step is None else step.done(),
+            fused=None if step is None else step.done(logits),
         )
         return outputs, with_pairs(context, outputs)
 

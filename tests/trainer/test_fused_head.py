@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import PartialState
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,7 +22,7 @@ from hfdistill import CachedTeacher, DistillationTrainer, HfDistillError, Hidden
 from hfdistill.heads import head_of
 from hfdistill.shards import whole_state
 from tests import by_sgd
-from tests.features.sharded_runs import shard_on_cpu
+from tests.features.sharded_runs import shard_on_cpu, zero
 from tests.tasks import token_models
 from tests.tasks.trajectory import examples
 from tests.trainer.test_vocabulary import FAMILY, WORDS, tokenizer
@@ -28,7 +30,8 @@ from tests.trainer.trajectory import assert_same
 
 ROOT = Path(__file__).parents[2]
 OWN = ("objective", "model", "peft_config", "processing_class", "teacher_processing_class")
-SEVERAL = {"ddp": ("llama", "bert_masked"), "fsdp": ("llama",)}
+SEVERAL = {"ddp": ("llama", "bert_masked"), "fsdp": ("llama",), "zero2": ("llama",), "zero3": ("llama", "bert_masked")}
+WITHOUT_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="no DeepSpeed here")
 HEADS = ["llama", "gpt2", "bert_masked", "t5", "bart", "whisper"]
 
 
@@ -260,11 +263,15 @@ def test_thresholds_that_make_no_sense_are_refused(options: dict[str, Any], said
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp", *(pytest.param(f"zero{stage}", marks=WITHOUT_DEEPSPEED) for stage in (2, 3))]
+)
 def test_two_processes_train_as_one(strategy: str, tmp_path: Path) -> None:
-    """DistributedDataParallel finds the head's gradient in the outputs; FSDP2 has the head whole in the forward."""
+    """DistributedDataParallel finds the head's gradient in the outputs; FSDP2, ZeRO-3 have it whole in the forward."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    if strategy.startswith("zero"):
+        environment["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run(
         [*command, "-m", "tests.trainer.test_fused_head", str(tmp_path), strategy],
         cwd=ROOT,
@@ -280,6 +287,16 @@ def test_two_processes_train_as_one(strategy: str, tmp_path: Path) -> None:
         assert_same(trained(name, tmp_path / "alone", fused_head=False), both)
 
 
+def saved(name: str, folder: Path) -> tuple[str, str]:
+    """The folders of student and teacher, as names to load them by."""
+    models = (token_models.model(name, seed=1), token_models.model(name, layers=2, seed=2))
+    folders = [str(folder / f"{name}-{role}") for role in ("student", "teacher")]
+    for model, each in zip(models, folders, strict=True):
+        model.save_pretrained(each)
+    PartialState().wait_for_everyone()
+    return folders[0], folders[1]
+
+
 def main(folder: Path, strategy: str) -> None:
     """Train on the processes of this launch."""
     torch.set_num_threads(1)
@@ -288,12 +305,22 @@ def main(folder: Path, strategy: str) -> None:
         shard_on_cpu()
         config = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
         pieces = {"fsdp": True, "fsdp_config": config}
+    elif strategy.startswith("zero"):
+        shard_on_cpu()
+        pieces = zero(int(strategy[-1]))
     for name in SEVERAL[strategy]:
-        trainer = trainer_of(name, folder / "out", fused_head=True, per_device_train_batch_size=4, **pieces)
+        options: dict[str, Any] = {"fused_head": True, "per_device_train_batch_size": 4, **pieces}
+        given = None
+        if strategy == "zero3":
+            # Both models are in pieces from the beginning, and so are their heads when they are tried.
+            options["model"], given = saved(name, folder)
+            options["teacher_sharded"] = True
+        trainer = trainer_of(name, folder / "out", given, **options)
         trainer.train()
         seen = by_sgd.seen_in(trainer)
         whole = {f"parameter {name}": tensor for name, tensor in whole_state(trainer.model).items()}
         seen = {name: whole.get(name, value) for name, value in seen.items()}
+        assert trainer._fused_head() is not None
         seen["processes"] = torch.tensor(trainer.accelerator.num_processes)
         if trainer.is_world_process_zero():
             save_file(seen, folder / f"{name}.safetensors")
