@@ -70,7 +70,12 @@ class DistillationConfig(TrainingArguments):
         metadata={"help": "Where the teacher computes, such as cpu or cuda:1; beside the student if None."},
     )
     teacher_sharded: bool = field(
-        default=False, metadata={"help": "Cut the teacher among the processes by FSDP2, layer by layer."}
+        default=False,
+        metadata={"help": "Cut the teacher among the processes, layer by layer: by FSDP2, or as ZeRO-3 has loaded it."},
+    )
+    teacher_prefetch: bool = field(
+        default=False,
+        metadata={"help": "Ask the teacher about the next micro-batch beside the student's step (CUDA)."},
     )
     fused_head: bool | None = field(
         default=None,
@@ -142,6 +147,11 @@ class DistillationConfig(TrainingArguments):
                 raise HfDistillError(
                     f"teacher_device is {self.teacher_device!r}; expected a device such as cpu or cuda:1."
                 ) from error
+        if self.teacher_prefetch and self.teacher_sharded:
+            raise HfDistillError(
+                "teacher_prefetch came beside teacher_sharded, whose processes gather the teacher together, in the "
+                "midst of the student's own communication; expected one of them."
+            )
         if self.teacher_device is not None and self.teacher_sharded:
             raise HfDistillError(
                 "teacher_device came beside teacher_sharded, which holds a piece of the teacher on each process's "

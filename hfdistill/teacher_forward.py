@@ -57,6 +57,7 @@ def check_own_forward(args: DistillationConfig, given: Any) -> None:
         "teacher_batch_size": args.teacher_batch_size,
         "teacher_device": args.teacher_device,
         "teacher_sharded": args.teacher_sharded or None,
+        "teacher_prefetch": args.teacher_prefetch or None,
     }
     names = [name for name, value in said.items() if value is not None]
     if names and isinstance(given, (EmaTeacher, OwnBase, Peer)):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import islice
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,6 +20,7 @@ from hfdistill.caching import CachingTrainer
 from hfdistill.channels import contiguous, laid_out, lay_out, pictures_laid_out
 from hfdistill.ensembles import Gathered, Pupil, bound
 from hfdistill.errors import HfDistillError
+from hfdistill.faults import lookups_explained
 from hfdistill.first_look import first_batch
 from hfdistill.fused_head import FusedHead, Pair, fused_head_of
 from hfdistill.heads import KnownHeads
@@ -28,14 +32,17 @@ from hfdistill.teacher_forward import check_own_forward, further_arguments, port
 from hfdistill.teachers import (
     AverageTeacher,
     EmaTeacher,
+    LiveEnsemble,
     LiveTeacher,
     MappedTeacher,
     OwnBase,
     OwnBaseTeacher,
     Peer,
     PeerTeacher,
+    Targets,
     Teacher,
 )
+from hfdistill.teachers.ahead import Ahead
 from hfdistill.views import TEACHER_PREFIX, RawCollator, Views
 from hfdistill.vocabulary import VocabularyAlignment
 
@@ -52,6 +59,7 @@ class TaughtTrainer(CachingTrainer):
     _reads_raw_columns: bool
     _fused: tuple[Pair, FusedHead | None] | None = None
     _heads: KnownHeads
+    _ahead: Ahead | None = None
     # Whether an evaluation asks for the loss alone, and for no logits.
     _loss_alone = False
 
@@ -80,6 +88,44 @@ class TaughtTrainer(CachingTrainer):
                 "first axis; expected whole models. Leave it out."
             )
         lay_out({"student": self.model, **teachers})
+
+    def _arrange_teacher(self) -> None:
+        """Have the teacher do what the terms ask for and no more, a micro-batch ahead where it may be."""
+        self._look_for_heads()
+        if self.args.teacher_prefetch and self.teacher is not None:
+            if not isinstance(self.teacher, (LiveTeacher, LiveEnsemble)):
+                raise HfDistillError(
+                    f"teacher_prefetch came beside a {type(self.teacher).__name__}, whose targets are there at once or "
+                    "depend on the step before; expected a model in memory that stands still. Leave it out."
+                )
+            if self.args.device.type != "cuda":
+                logger.warning("teacher_prefetch: there is no CUDA device, so nothing runs beside the student.")
+            self._ahead = Ahead(self._asked_ahead, self.args.device)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's; the teacher may be on its way to the next micro-batch meanwhile."""
+        with nullcontext() if self._ahead is None else self._ahead.of(inputs):
+            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def _drawn(self, source: Iterator[Any], count: int) -> list[Any]:
+        """The next micro-batches."""
+        return list(islice(source, count)) if self._ahead is None else self._ahead.batches(source, count)
+
+    def _asked_ahead(self, batch: Mapping[str, Any]) -> Targets | None:
+        with lookups_explained(batch), self.compute_loss_context_manager():
+            return self._asked(self._prepare_inputs(dict(batch)), self._fused_head())
+
+    def _targets(self, inputs: Mapping[str, Any], fused: FusedHead | None = None) -> Targets | None:
+        """What the teacher says of a micro-batch on the device, or has said already."""
+        present = None if self._ahead is None else self._ahead.present()
+        return self._asked(inputs, fused) if present is None else present.targets
+
+    def _asked(self, inputs: Mapping[str, Any], fused: FusedHead | None) -> Targets | None:
+        if self.teacher is None or not self.distillation_objective.needs_teacher:
+            return None
+        own = self.views.teacher(inputs)
+        return self.teacher(own) if fused is None else fused.targets(self.teacher, own)
 
     def _look_for_heads(self) -> None:
         """Find out what needs no logits over a vocabulary: the terms on them, or a teacher that shows other things."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ from hfdistill.ensembles import gathered
 from hfdistill.faults import FaultWatch, lookups_explained
 from hfdistill.features import FeatureWatch
 from hfdistill.first_look import check_first_batch
-from hfdistill.fused_head import FusedHead
 from hfdistill.knowledge import StepContext
 from hfdistill.mixing import MixingCollator, mixing_of
 from hfdistill.mutual import turned
@@ -48,7 +46,7 @@ from hfdistill.rows import RowCounts
 from hfdistill.sight import unwrapped
 from hfdistill.tasks import Queries, Task, named_task, task_of
 from hfdistill.tasks.objects import collated, padded
-from hfdistill.teachers import LiveTeacher, OwnBaseTeacher, PeerTeacher, Targets
+from hfdistill.teachers import LiveTeacher, OwnBaseTeacher, PeerTeacher
 from hfdistill.teaching import TaughtTrainer
 from hfdistill.views import RETURN_LOSS, as_mapping, fields_of, model_loss
 
@@ -130,7 +128,7 @@ class DistillationTrainer(TaughtTrainer):
         for callback in following(self.train_dataset, self.eval_dataset):
             self.add_callback(callback)
         self._check_cache()
-        self._look_for_heads()
+        self._arrange_teacher()
 
     # ---- construction --------------------------------------------------------------------------------------------
 
@@ -210,7 +208,7 @@ class DistillationTrainer(TaughtTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], RowCounts | None]:
         """The micro-batches of one optimizer step, and the rows that they hold over all ranks."""
-        batches = list(islice(epoch_iterator, num_batches))
+        batches = self._drawn(epoch_iterator, num_batches)
         if not batches:
             return batches, None
         own = self.distillation_objective.own_counts(batches, device)
@@ -292,12 +290,6 @@ class DistillationTrainer(TaughtTrainer):
             fused=None if step is None else step.done(logits),
         )
         return outputs, with_pairs(context, outputs)
-
-    def _targets(self, inputs: Mapping[str, Any], fused: FusedHead | None = None) -> Targets | None:
-        if self.teacher is None or not self.distillation_objective.needs_teacher:
-            return None
-        own = self.views.teacher(inputs)
-        return self.teacher(own) if fused is None else fused.targets(self.teacher, own)
 
     def _training_total(self, context: StepContext, counts: RowCounts) -> torch.Tensor:
         total, parts = self.distillation_objective(self._smoothed(context), counts)

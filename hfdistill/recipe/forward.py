@@ -9,7 +9,7 @@ from hfdistill.recipe.values import RecipeError
 if TYPE_CHECKING:
     from hfdistill.recipe.sections import TeacherSection
 
-KEYS = ("dtype", "attn_implementation", "batch_size", "device", "sharded")
+KEYS = ("dtype", "attn_implementation", "batch_size", "device", "sharded", "prefetch")
 """Each is the argument of that name with `teacher_` before it; none changes what the teacher is."""
 DECIDING = ("dtype", "attn_implementation")
 """Those that change its targets, if by rounding alone."""
@@ -35,5 +35,11 @@ def check_forward(section: TeacherSection) -> None:
         )
     if section.batch_size is not None and section.batch_size < 1:
         raise RecipeError(f"teacher.batch_size: got {section.batch_size}, expected at least 1 row at a time.")
+    if section.prefetch and section.sharded:
+        raise RecipeError(
+            "teacher.prefetch: teacher.sharded has all processes run the teacher together; leave one out."
+        )
+    if section.prefetch and section.cache:
+        raise RecipeError("teacher.prefetch: teacher.cache has the targets at once; leave one out.")
     if section.device is not None and section.sharded:
         raise RecipeError("teacher.device: teacher.sharded puts a piece on each process's own device; leave one out.")

@@ -55,9 +55,9 @@ class TeacherSection:
     `confidence` are those of EnsembleTeacher, and all are of one processor. With `ema` (a decay such as 0.999) the
     moving average of the student's weights teaches, with `peer` ("student", or the keys of a student section) a second
     student that learns in turn; both read what the student reads, and `processor` is that of a student from a config.
-    `dtype`, `attn_implementation`, `batch_size`, `device` and `sharded` say how it is run while it teaches: they are
-    DistillationConfig's, with `teacher_` before them. `cache` keeps its targets on the disk: true, a folder, or a
-    mapping with the keys of CacheSettings.
+    `dtype`, `attn_implementation`, `batch_size`, `device`, `sharded` and `prefetch` say how it is run while it teaches:
+    they are DistillationConfig's, with `teacher_` before them. `cache` keeps its targets on the disk: true, a folder,
+    or a mapping with the keys of CacheSettings.
     """
 
     SECTION: ClassVar[str] = "teacher"
@@ -80,6 +80,7 @@ class TeacherSection:
     batch_size: int | None = None
     device: str | None = None
     sharded: bool = False
+    prefetch: bool = False
     cache: bool | str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

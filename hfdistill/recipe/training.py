@@ -25,6 +25,7 @@ ELSEWHERE = {
     "teacher_batch_size": "write teacher.batch_size",
     "teacher_device": "write teacher.device",
     "teacher_sharded": "write teacher.sharded",
+    "teacher_prefetch": "write teacher.prefetch",
     "model_init_kwargs": "write student.init_kwargs",
     "resume_from_checkpoint": "run the same command again: it goes on from the last checkpoint by itself",
     "save_only_model": "leave it out: without the optimizer's state a run could not go on after an interruption",
