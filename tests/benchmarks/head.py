@@ -2,7 +2,8 @@
 
     python tests/benchmarks/head.py --quick
 
-prints one table and writes every measurement as JSON. README.md beside it says what the columns are.
+prints one table and writes every measurement as JSON, row by row; the same command goes on where it was interrupted
+(`--json NEW_FILE` begins anew). README.md beside it says what the columns are.
 """
 
 from __future__ import annotations
@@ -196,6 +197,29 @@ def workloads(options: argparse.Namespace) -> list[Workload]:
     return [Workload(*each, options.rows, options.device, chunk, options.compiled) for each in chosen]
 
 
+def opened(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """The report, with the rows that the same command has measured here before it was interrupted."""
+    report = {
+        "command": shlex.join(["python", "tests/benchmarks/head.py", *words]),
+        "seconds": 0.0,
+        "repetitions": options.repetitions,
+        "machine": surroundings(),
+        "rows": [],
+    }
+    if options.json.is_file():
+        earlier = json.loads(options.json.read_text(encoding="utf-8"))
+        if all(earlier.get(key) == report[key] for key in ("command", "machine")):
+            return {**report, "seconds": earlier["seconds"], "rows": earlier["rows"]}
+    return report
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write it whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
 def main(words: list[str]) -> None:
     """Measure, print and write."""
     options = parsed(words)
@@ -203,25 +227,20 @@ def main(words: list[str]) -> None:
     if options.memory_of is not None:
         print(excess(Workload(**json.loads(options.memory_of[1])), options.memory_of[0]))
         return
-    began = time.perf_counter()
+    report = opened(options, words)
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for the table
-        rows = [measured(workload, options) for workload in workloads(options)]
-    report = {
-        "command": shlex.join(["python", "tests/benchmarks/head.py", *words]),
-        "seconds": round(time.perf_counter() - began, 1),
-        "repetitions": options.repetitions,
-        "machine": surroundings(),
-        "rows": rows,
-    }
-    temporary = options.json.with_name(options.json.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    temporary.replace(options.json)
+        for workload in workloads(options):
+            if workload.as_json() not in [row["workload"] for row in report["rows"]]:
+                began = time.perf_counter()
+                report["rows"].append(measured(workload, options))
+                report["seconds"] = round(report["seconds"] + time.perf_counter() - began, 1)
+                write(options.json, report)
     found = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     print(f"\n{report['command']}    ({report['seconds']:.0f} s, {options.repetitions} repetitions)")
     print(f"{found['processor']}, {found['capability']}, {options.threads} thread(s); {versions}\n")
     print("× floor (least–most); memory beyond inputs and gradients\n")
-    print(table(rows, options.columns))
+    print(table(report["rows"], options.columns))
 
 
 if __name__ == "__main__":
