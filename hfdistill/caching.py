@@ -83,7 +83,7 @@ class CachingTrainer(SavingTrainer):
             identity = TeacherIdentity.of(
                 teacher, self._precision(teacher), self.teacher_name, self.args.teacher_model_revision
             )
-            portions = portions_of(self.args, self.task)
+            portions = portions_of(self.args, self.task, teacher)
             live = LiveTeacher(self._prepared(teacher), None, pairing.read, fields, portions=portions)
         reading = Reading(pairing.read, pairing.columns, fields, pairing.tokens.columns)
         settings = cached.settings(processing_class)

@@ -67,7 +67,7 @@ def check_own_forward(args: DistillationConfig, given: Any) -> None:
         )
 
 
-def portions_of(args: DistillationConfig, task: Task) -> Portions:
+def portions_of(args: DistillationConfig, task: Task, teacher: nn.Module) -> Portions:
     """How many rows a teacher reads at a time.
 
     Errors: HfDistillError where the logits of a row depend on the others of its batch.
@@ -79,7 +79,8 @@ def portions_of(args: DistillationConfig, task: Task) -> Portions:
             "texts of the batch; expected the whole batch in one forward. Lower per_device_train_batch_size instead."
         )
     # All processes gather the pieces of a model together, so that none may begin anew by itself.
-    return Portions(args.teacher_batch_size, halves=not pairs and not args.teacher_sharded)
+    alone = not args.teacher_sharded and not partitioned(teacher)
+    return Portions(args.teacher_batch_size, halves=alone and not pairs)
 
 
 def reads_no_logits(teacher: nn.Module, objective: Objective, task: Task) -> bool:

@@ -170,10 +170,9 @@ class TaughtTrainer(CachingTrainer):
         models = (self.model, row, self.task, self.distillation_objective)
         pupil = Pupil(*models, self.processing_class, self.label_names, self.args.device)
         ensemble, self.views = bound(several, pupil, processing_classes, example, self._prepared)
-        portions = portions_of(self.args, self.task)
         for member in ensemble.members:
             if isinstance(member.teacher, LiveTeacher):
-                member.teacher.portions = portions
+                member.teacher.portions = portions_of(self.args, self.task, member.teacher.model)
         self.teacher = ensemble
         self.task = ensemble.task
         return processing_classes[0]
@@ -235,7 +234,7 @@ class TaughtTrainer(CachingTrainer):
             None if told else pairing.columns,
             EXAMPLES.logits if told else pairing.read,
             (*self.distillation_objective.fields, *self.task.fields),
-            portions=portions_of(self.args, self.task),
+            portions=portions_of(self.args, self.task, teacher),
             arguments=told,
         )
 

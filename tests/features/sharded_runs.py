@@ -217,6 +217,7 @@ def by_deepspeed(launch: Launch, stage: int) -> dict[str, str]:
     said = refused_by_all(rest, zero(stage))
     for name, trainer in (("sharded", sharded), ("cut", cut)):
         assert isinstance(trainer.teacher, LiveTeacher)
+        assert not trainer.teacher.portions.halves
         said[name] = type(trainer.teacher.model).__name__
         said[f"{name} hash"] = weight_hash(unwrapped(trainer.teacher.model))
     said["pieces"] = refusal(rest, zero(stage), teacher_model=names[1])
