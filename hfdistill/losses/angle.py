@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import smooth_l1_loss
 
 from hfdistill.losses._distances import centred_products, distances
 from hfdistill.losses._features import example_pair
 
-# Triples computed at a time: enough to keep a device busy, few enough to stay in a processor's cache.
-_TRIPLES = 2**20
+# Triples computed at a time: few enough to stay in a processor's cache, or enough to keep an accelerator busy.
+_TRIPLES_ON_CPU, _TRIPLES = 2**18, 2**22
 
 
 def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
@@ -34,23 +35,38 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     return values
 
 
-def _blocks(rows: int) -> Iterator[slice]:
+def _blocks(inner: Tensor) -> Iterator[slice]:
     """Slices of middle rows such that the triples of a slice fit the budget."""
-    size = max(1, _TRIPLES // rows**2)
+    rows = len(inner)
+    size = max(1, (_TRIPLES_ON_CPU if inner.device.type == "cpu" else _TRIPLES) // rows**2)
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def _numerators(inner: Tensor, middle: Tensor | slice) -> Tensor:
-    """(f_i - f_j) . (f_k - f_j) for the middle rows j, shape (middle, rows, rows), from inner products alone."""
-    to_middle = inner[middle]
-    own = inner.diagonal()[middle]
-    return (inner - to_middle.unsqueeze(2)).sub_(to_middle.unsqueeze(1)).add_(own[:, None, None])
+class _Seen(NamedTuple):
+    """What the cosines at some middle rows j are made of, (f_i - f_j) . (f_k - f_j) being G_ik - G_ij - G_jk + G_jj.
 
+    With the inverse distances r and v = (G_jj / 2 - G_j) r the cosine is r_i (r_k G_ik + v_k) + v_i r_k. `offset` is
+    G_jj / 2 - G_j, `shifted` is v; both and `inverse` are (middle, rows).
+    """
 
-def _cosines(inner: Tensor, inverse: Tensor, middle: slice) -> Tensor:
-    """cos(i, j, k) for the middle rows j, shape (middle, rows, rows)."""
-    to_middle = inverse[middle]
-    return _numerators(inner, middle).mul_(to_middle.unsqueeze(2)).mul_(to_middle.unsqueeze(1))
+    inner: Tensor
+    inverse: Tensor
+    offset: Tensor
+    shifted: Tensor
+
+    @classmethod
+    def of(cls, inner: Tensor, inverse: Tensor, middle: slice) -> _Seen:
+        to_middle = inverse[middle]
+        offset = inner.diagonal()[middle, None] / 2 - inner[middle]
+        return cls(inner, to_middle, offset, offset * to_middle)
+
+    def half(self) -> Tensor:
+        """r_k G_ik + v_k, shape (middle, rows, rows)."""
+        return torch.addcmul(self.shifted.unsqueeze(1), self.inner, self.inverse.unsqueeze(1))
+
+    def cosines(self, half: Tensor) -> Tensor:
+        """cos(i, j, k), shape (middle, rows, rows)."""
+        return (self.shifted.unsqueeze(2) * self.inverse.unsqueeze(1)).addcmul_(half, self.inverse.unsqueeze(2))
 
 
 class _AngleDifference(torch.autograd.Function):
@@ -63,11 +79,10 @@ class _AngleDifference(torch.autograd.Function):
     def forward(ctx: Any, inner_s: Tensor, inverse_s: Tensor, inner_t: Tensor, inverse_t: Tensor) -> Tensor:
         ctx.save_for_backward(inner_s, inverse_s, inner_t, inverse_t)
         values = torch.empty_like(inner_s[0])
-        for middle in _blocks(len(inner_s)):
-            difference = _cosines(inner_s, inverse_s, middle).sub_(_cosines(inner_t, inverse_t, middle)).abs_()
-            inside = difference.clamp(max=1.0)
-            # smooth_l1 is d^2/2 up to 1 and d - 1/2 above: with c = min(d, 1) both are c (d - c/2).
-            values[middle] = difference.sub_(inside / 2).mul_(inside).mean((1, 2))
+        for middle in _blocks(inner_s):
+            student, teacher = _Seen.of(inner_s, inverse_s, middle), _Seen.of(inner_t, inverse_t, middle)
+            ours, theirs = student.cosines(student.half()), teacher.cosines(teacher.half())
+            values[middle] = smooth_l1_loss(ours, theirs, reduction="none").mean((1, 2))
         return values
 
     @staticmethod
@@ -75,17 +90,18 @@ class _AngleDifference(torch.autograd.Function):
     def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, Tensor, None, None]:
         inner_s, inverse_s, inner_t, inverse_t = ctx.saved_tensors
         grad_inner, grad_inverse = torch.zeros_like(inner_s), torch.zeros_like(inverse_s)
-        for middle in _blocks(len(inner_s)):
-            to_middle = inverse_s[middle]
-            numerator = _numerators(inner_s, middle)
-            cosine = (numerator * to_middle.unsqueeze(2)).mul_(to_middle.unsqueeze(1))
-            slope = cosine.sub_(_cosines(inner_t, inverse_t, middle)).clamp_(-1.0, 1.0)
-            slope.mul_((grad_values[middle] / len(inner_s) ** 2)[:, None, None])
+        grads = grad_values / len(inner_s) ** 2
+        for middle in _blocks(inner_s):
+            student, teacher = _Seen.of(inner_s, inverse_s, middle), _Seen.of(inner_t, inverse_t, middle)
+            half = student.half()
+            slope = student.cosines(half).sub_(teacher.cosines(teacher.half())).clamp_(-1.0, 1.0)
+            upwards = half.mul_(slope).sum(2)
+            to_end = slope.mul_(student.inverse.unsqueeze(1)).sum(2)
             # i and k change places freely, so both inverse distances get the same gradient: twice the one of i.
-            grad_inverse[middle] = 2 * torch.einsum("jik,jik,jk->ji", slope, numerator, to_middle)
-            weight = slope.mul_(to_middle.unsqueeze(2)).mul_(to_middle.unsqueeze(1))
-            grad_inner += weight.sum(0)
-            one_end = weight.sum(2)
+            grad_inverse[middle] = upwards.add_(student.offset * to_end).mul_(2 * grads[middle, None])
+            to_middle = student.inverse * grads[middle, None]
+            one_end = to_end.mul_(to_middle)
+            grad_inner += slope.mul_(to_middle.unsqueeze(2)).sum(0)
             grad_inner[middle] -= 2 * one_end
             grad_inner.diagonal()[middle] += one_end.sum(1)
         return grad_inner, grad_inverse, None, None

@@ -52,7 +52,7 @@ def same_values_and_gradients(value, expected, student):
 
 @pytest.mark.parametrize("triples", [1, 100, 2**20])
 def test_relational_angle_agrees_with_the_cube_for_any_block(features, monkeypatch, triples):
-    monkeypatch.setattr(angle, "_TRIPLES", triples)
+    monkeypatch.setattr(angle, "_TRIPLES_ON_CPU", triples)
     student, teacher = features
     expected = smooth_l1_loss(plain_angles(student), plain_angles(teacher), reduction="none").mean((1, 2))
     same_values_and_gradients(relational_angle(student, teacher), expected, student)
