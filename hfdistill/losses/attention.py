@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import log_softmax
 
 from hfdistill.losses._features import map_pair
-from hfdistill.losses._softmax import kl_terms
 from hfdistill.losses._vectors import products
 
-# Scores computed at a time: enough to keep a device busy, few enough to stay in a processor's cache.
-_SCORES = 2**20
+# Scores computed at a time: few enough to stay in a processor's cache, or enough to keep an accelerator busy.
+_SCORES_ON_CPU, _SCORES = 2**18, 2**22
 
 
 def attention_relation(
@@ -60,11 +58,17 @@ def _by_head(features: Tensor, heads: int) -> Tensor:
     return features.reshape(rows, positions, heads, width // heads).transpose(1, 2)
 
 
-def _log_relation(part: Tensor, valid_key: Tensor) -> Tensor:
-    """log softmax(M M^T / sqrt(d)) with keys of padding at probability 0."""
-    scores = products(part, part) * part.shape[-1] ** -0.5
-    # The lowest number, not -inf: a row of padding alone must stay finite.
-    return log_softmax(scores.masked_fill_(~valid_key, torch.finfo(scores.dtype).min), -1)
+def _relation(part: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """M M^T / sqrt(d) + padding, its softmax, and the logarithm of what the softmax divides by, (..., 1)."""
+    rows, heads, positions, width = part.shape
+    flat = part.reshape(rows * heads, positions, width)
+    outside = padding.expand(rows, heads, 1, positions).flatten(0, 1)
+    # Inside the trainer's autocast a product would fall to bfloat16, whose 8 bits are too few for relations.
+    with torch.autocast(part.device.type, enabled=False):
+        flat_scores = torch.baddbmm(outside, flat, flat.mT, alpha=width**-0.5)
+    scores = flat_scores.view(rows, heads, positions, positions)
+    shares = scores.softmax(-1)
+    return scores, shares, scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
 
 
 class _RelationDivergence(torch.autograd.Function):
@@ -73,19 +77,24 @@ class _RelationDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, valid: Tensor, differentiable: bool) -> Tensor:
         rows, heads, positions, width = student.shape
-        block = max(1, _SCORES // max(1, rows * positions**2))
+        scores = _SCORES_ON_CPU if student.device.type == "cpu" else _SCORES
+        block = max(1, scores // max(1, rows * positions**2))
         counted = valid.to(student.dtype)
         weight = (counted / (heads * counted.sum(1, keepdim=True).clamp(min=1)))[:, None, :, None]
-        valid_key = valid[:, None, None, :]
+        # Half of the lowest number, not -inf: a row of padding alone must stay finite.
+        padding = torch.zeros_like(counted).masked_fill_(~valid, torch.finfo(counted.dtype).min / 2)[:, None, None, :]
         values = student.new_zeros(rows)
         gradients = []
         for part_s, part_t in zip(torch.split(student, block, 1), torch.split(teacher, block, 1), strict=True):
-            log_s, log_t = _log_relation(part_s, valid_key), _log_relation(part_t, valid_key)
-            values += (kl_terms(log_t, log_s).sum(-1, keepdim=True) * weight).sum((1, 2, 3))
+            scores_s, shares_s, log_s = _relation(part_s, padding)
+            scores_t, shares_t, log_t = _relation(part_t, padding)
+            further = scores_t.sub_(scores_s).mul_(shares_t).sum(-1, keepdim=True)
+            values += ((further - log_t + log_s) * weight).sum((1, 2, 3))
             if differentiable:
-                slope = log_s.exp_().sub_(log_t.exp_()).mul_(weight * width**-0.5)
+                slope = shares_s.sub_(shares_t)
                 # M is on both sides of M M^T.
-                gradients.append(products(slope + slope.mT, part_s.mT))
+                weighted = part_s * weight
+                gradients.append((products(slope, part_s.mT) * weight + products(slope.mT, weighted.mT)) * width**-0.5)
         ctx.save_for_backward(*([torch.cat(gradients, 1)] if differentiable else []))
         return values
 

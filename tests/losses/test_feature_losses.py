@@ -85,7 +85,7 @@ def test_rows_that_coincide_have_no_distance_and_no_angle(features):
 
 @pytest.mark.parametrize("scores", [1, 2**20])
 def test_attention_relation_agrees_with_all_heads_at_once(monkeypatch, scores):
-    monkeypatch.setattr(attention, "_SCORES", scores)
+    monkeypatch.setattr(attention, "_SCORES_ON_CPU", scores)
     generator = torch.Generator().manual_seed(5)
     student = torch.randn(3, 4, 6, dtype=F64, generator=generator).requires_grad_()
     teacher = torch.randn(3, 4, 12, dtype=F64, generator=generator)
