@@ -89,6 +89,10 @@ class DistillationConfig(TrainingArguments):
             "help": "Multiply only classes whose gradient exceeds this share of a row's, such as 2 ** -16; all if None."
         },
     )
+    fused_head_compiled: bool = field(
+        default=False,
+        metadata={"help": "Have the fused head's passes over the classes made one by torch.compile (CUDA, threads)."},
+    )
     channels_last: bool = field(
         default=False, metadata={"help": "Lay out pictures and convolutions with the channels last in memory."}
     )
@@ -125,11 +129,13 @@ class DistillationConfig(TrainingArguments):
                 f"fused_head_threshold is {threshold}; expected a share above 0 and below 1, such as 2 ** -16, or "
                 "None, which gives exact gradients."
             )
-        if threshold is not None and self.fused_head is False:
-            raise HfDistillError(
-                f"fused_head_threshold is {threshold} beside fused_head=False, which computes logits and exact "
-                "gradients; expected one of them."
-            )
+        given = {"fused_head_threshold": threshold, "fused_head_compiled": self.fused_head_compiled or None}
+        for name, value in given.items():
+            if value is not None and self.fused_head is False:
+                raise HfDistillError(
+                    f"{name} is {value} beside fused_head=False, which computes logits and exact gradients; expected "
+                    "one of them."
+                )
 
     def _check_teacher(self) -> None:
         known = (AS_LOADED, *DTYPES)

@@ -182,7 +182,7 @@ def fused_head_of(pair: Pair, args: DistillationConfig, heads: KnownHeads) -> Fu
         return None
     found = "a compiled model's head cannot be replaced" if args.torch_compile else _found(pair, heads)
     if isinstance(found, FusedHead):
-        found = replace(found, threshold=args.fused_head_threshold)
+        found = replace(found, threshold=args.fused_head_threshold, compiled=args.fused_head_compiled)
         return found if asked or found.student.classes >= MANY else None
     if asked:
         raise HfDistillError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,13 @@ from hfdistill.losses._checks import widened
 from hfdistill.losses._fused_blocks import (
     BUFFERS,
     Kind,
-    NoScratch,
     RowBlock,
     Scratch,
     Student,
     Teacher,
     TopKBlock,
 )
+from hfdistill.losses._fused_compiled import ELEMENTS, compiled_sweep
 from hfdistill.losses._fused_products import Products, multiplied_natively
 from hfdistill.losses._fused_sweep import sweep
 from hfdistill.losses._fused_thin import Thinned
@@ -211,27 +211,30 @@ class Run:
             targets = self.teacher_logits[:count]
             self.taught.logits_into(targets[:, : self.taught.classes], job.teacher_hidden[chunk].to(targets.dtype))
         size = self._block_rows(count)
-        scratch: Scratch = NoScratch() if job.compiled else self._scratch(size)
-        step: Callable[..., tuple[Tensor | None, Tensor | None]] = _compiled() if job.compiled else sweep
         if self.thinned is not None:
             self.thinned.begin()
         for start in range(0, count, size):
             inner = slice(start, min(start + size, count))
             outer = slice(chunk.start + inner.start, chunk.start + inner.stop)
-            block = widened(logits[inner])
             rows = RowBlock(
                 _part(job.labels, outer),
                 job.smoothing,
                 self._slope(job.label_weight, outer),
                 self._slope(job.divergence_weight, outer),
             )
-            known: Tensor | TopKBlock | None = None if targets is None else widened(targets[inner])
+            known: Tensor | TopKBlock | None = None if targets is None else targets[inner]
             if job.top_k is not None:
                 known = TopKBlock(job.top_k.indices[outer], job.top_k.kept[outer])
-            yield step(job.student, block, rows, scratch, job.kind, job.teacher, known)
+            block = logits[inner]
+            if job.compiled:
+                yield compiled_sweep()(job.student, block, rows, job.kind, job.teacher, known)
+            else:
+                block = widened(block)
+                known = widened(known) if isinstance(known, Tensor) else known
+                yield sweep(job.student, block, rows, self._scratch(size), job.kind, job.teacher, known)
             if self.gradient:
                 if self.of_bias is not None:
-                    self.of_bias += block.sum(0)
+                    self.of_bias += block.sum(0, dtype=self.of_bias.dtype)
                 if self.thinned is not None:
                     self.thinned.see(block)
                 if block.dtype != logits.dtype:
@@ -275,7 +278,8 @@ class Run:
 
     def _block_rows(self, count: int) -> int:
         if self.job.compiled:
-            return max(1, count)
+            blocks = -(-count * self.weight.shape[0] // ELEMENTS)
+            return max(1, -(-count // max(1, blocks)))
         alone = self.hidden.device.type == "cpu" and torch.get_num_threads() == 1
         elements = BLOCK_ELEMENTS["cpu"] if alone else SHARED_BLOCK_ELEMENTS
         return max(1, min(count, elements // self.weight.shape[0]))
@@ -291,8 +295,3 @@ class Run:
 
 def _part(rows: Tensor | None, chosen: slice) -> Tensor | None:
     return None if rows is None else rows[chosen]
-
-
-@functools.cache
-def _compiled() -> Callable[..., tuple[Tensor | None, Tensor | None]]:
-    return torch.compile(sweep)

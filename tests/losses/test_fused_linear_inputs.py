@@ -8,11 +8,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed
+from torch._dynamo.exc import InternalTorchDynamoError
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 
-from hfdistill.losses import _fused_products, forward_kl, jensen_shannon, logit_mse, reverse_kl, skew_kl, top_k_kl
+from hfdistill.losses import (
+    _fused_compiled,
+    _fused_products,
+    forward_kl,
+    jensen_shannon,
+    logit_mse,
+    reverse_kl,
+    skew_kl,
+    top_k_kl,
+)
+from hfdistill.losses._fused_blocks import NoScratch, RowBlock, Student
+from hfdistill.losses._fused_sweep import sweep
 from hfdistill.losses.fused_linear import Columns, Divergence, Head, Taught, TopK, fused_linear
 
 ROWS, CLASSES, WIDTH, TEACHER_WIDTH = 6, 12, 5, 4
@@ -133,7 +145,7 @@ def test_autocast_multiplies_in_its_dtype():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # inductor's own imports, torch 2.13
 @pytest.mark.parametrize("loss", [forward_kl, jensen_shannon, top_k_kl])
-def test_a_compiled_sweep_gives_the_same(loss: Any) -> None:
+def test_a_compiled_sweep_gives_the_same(loss: Any, caplog: pytest.LogCaptureFixture) -> None:
     hidden, weight = student()
     arguments: dict[str, Any] = {"labels": LABELS, "teacher": teacher(), "divergence": Divergence(loss.__name__, 2.0)}
     if loss is top_k_kl:
@@ -147,6 +159,47 @@ def test_a_compiled_sweep_gives_the_same(loss: Any) -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, expected)
+    assert not caplog.records, "it was compiled"
+
+
+def test_without_a_compiler_it_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What fails, fails before anything is written."""
+
+    def failing(function: Any, **options: Any) -> Any:
+        assert options == {"fullgraph": True}
+
+        def run(*arguments: Any) -> Any:
+            raise InternalTorchDynamoError("no compiler here\nand more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", failing)
+    _fused_compiled.compiled_sweep.cache_clear()
+    try:
+        hidden, weight = student()
+        arguments: dict[str, Any] = {"labels": LABELS, "teacher": teacher(), "divergence": Divergence("forward_kl")}
+        plain = fused_linear(hidden, Head(weight), **arguments)
+        for _ in range(2):
+            assert torch.equal(fused_linear(hidden, Head(weight), **arguments, compiled=True).total, plain.total)
+    finally:
+        _fused_compiled.compiled_sweep.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "The fused head is not compiled from here on: no compiler here"
+    ]
+
+
+def test_a_sweep_of_16_bits_writes_its_gradients_back() -> None:
+    hidden, weight = student(torch.float32)
+    products = (hidden @ weight.T).detach().bfloat16()
+    rows = RowBlock(LABELS.clamp(min=0).unsqueeze(1), 0.0, torch.ones(ROWS, 1), None)
+    head = Student(Head(weight).curve, None, len(weight))
+    wide = products.float()
+    expected = sweep(head, wide, rows, NoScratch())
+    found = _fused_compiled.swept(head, products, rows, None, None, None)
+    assert torch.equal(found[0], expected[0])  # type: ignore[arg-type]
+    assert torch.equal(products, wide.bfloat16())
 
 
 @pytest.fixture

@@ -254,12 +254,22 @@ def test_an_approximate_gradient_trains_nearly_the_same(tmp_path: Path) -> None:
     [
         ({"fused_head_threshold": 0.0}, "fused_head_threshold is 0.0; expected a share above 0"),
         ({"fused_head_threshold": 1.0}, "fused_head_threshold is 1.0; expected a share above 0"),
-        ({"fused_head_threshold": 0.1, "fused_head": False}, "beside fused_head=False"),
+        ({"fused_head_threshold": 0.1, "fused_head": False}, "fused_head_threshold is 0.1 beside fused_head=False"),
+        ({"fused_head_compiled": True, "fused_head": False}, "fused_head_compiled is True beside fused_head=False"),
     ],
 )
-def test_thresholds_that_make_no_sense_are_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(HfDistillError, match=said):
         by_sgd.arguments(tmp_path, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # inductor's own imports, torch 2.13
+def test_compiled_sweeps_train_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With batches of different lengths."""
+    plain = trained("llama", tmp_path, fused_head=True)
+    assert_same(plain, trained("llama", tmp_path, fused_head=True, fused_head_compiled=True))
+    assert not any("not compiled" in record.message for record in caplog.records)
 
 
 @pytest.mark.slow
