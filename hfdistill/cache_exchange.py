@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +35,9 @@ from hfdistill.hub import explained
 
 DATA, README = "data", "README.md"
 ROWS = "rows"
+MARKS, MARK = "marks", re.compile(r"whole-[0-9a-f]+\.json")
+"""The words of recipes that all of their data's targets are here: how many views, rows and examples."""
+COUNTS = ("views", "rows", "examples")
 """The key in an exported cache.json that tells the rows of each shard."""
 DATASET = "dataset"
 
@@ -73,7 +77,7 @@ def export_cache(path: str | Path, folder: str | Path, bar: Bar | None = None) -
         )
     facts = CardFacts(target.name, sum(rows.values()), _bytes(target / DATA, rows))
     write_text(target / README, cache_card(manifest, facts))
-    write_json(target / FILE, _told(manifest, rows))
+    write_json(target / FILE, _told(manifest, rows, _marks(Path(path))))
     return Exchanged(str(target), len(rows) + 2, facts.examples, facts.size)
 
 
@@ -107,6 +111,8 @@ def import_cache(
                 )
             write_shard(target, keys, arrays, name)
     manifest.write(target)
+    for mark, counts in _told_marks(folder).items():
+        write_json(target / mark, counts)
     return Exchanged(str(target), len(rows) + 1, sum(rows.values()), _bytes(target, rows, SHARD))
 
 
@@ -149,7 +155,10 @@ def push_cache(
                 table.unlink()
             operations.append(operation)
         facts = CardFacts(name, sum(rows.values()), size)
-        texts = {README: cache_card(manifest, facts), FILE: json.dumps(_told(manifest, rows), indent=2) + "\n"}
+        texts = {
+            README: cache_card(manifest, facts),
+            FILE: json.dumps(_told(manifest, rows, _marks(Path(path))), indent=2) + "\n",
+        }
         operations += [CommitOperationAdd(file, text.encode()) for file, text in texts.items()]
         there = api.list_repo_files(name, revision=revision, repo_type=DATASET)
         stale = {file for file in there if Path(file).match(FILES)} - {each.path_in_repo for each in operations}
@@ -208,12 +217,29 @@ def _check_target(target: Path, own: Iterable[str] | None = None) -> None:
         raise HfDistillError(f"{target} holds other files, such as {others[0]}; choose a new or empty folder.")
 
 
-def _told(manifest: Manifest, rows: Mapping[str, int]) -> dict[str, Any]:
-    """The manifest for others: with the rows of each shard, without the names of folders on this machine."""
+def _marks(cache: Path) -> dict[str, dict[str, int]]:
+    """What marks count, by their names; what they are of may name folders of this machine."""
+    found = {}
+    for file in sorted(cache.glob("whole-*.json")):
+        # One that cannot be read says nothing, and the one who imports the cache looks for himself.
+        with suppress(ValueError, KeyError, TypeError):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found[file.name] = {key: int(content[key]) for key in COUNTS}
+    return found
+
+
+def _told_marks(folder: Path) -> dict[str, dict[str, int]]:
+    """The marks of an exported cache. They become files here too, and may come from a stranger."""
+    told = json.loads((folder / FILE).read_text(encoding="utf-8")).get(MARKS, {})
+    return {name: {key: int(counts[key]) for key in COUNTS} for name, counts in told.items() if MARK.fullmatch(name)}
+
+
+def _told(manifest: Manifest, rows: Mapping[str, int], marks: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest for others: with each shard's rows and the marks, without the names of folders on this machine."""
     teacher = manifest.teacher
     config = {key: value for key, value in (teacher.config or {}).items() if key != "_name_or_path"}
     known = replace(teacher, name=hub_id(teacher.name), config=config if teacher.config is not None else None)
-    return replace(manifest, teacher=known).to_dict() | {ROWS: dict(rows)}
+    return replace(manifest, teacher=known).to_dict() | {ROWS: dict(rows), MARKS: dict(marks)}
 
 
 def _downloaded(repo_id: str, revision: str | None, token: str | None) -> Path:

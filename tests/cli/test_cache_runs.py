@@ -109,6 +109,22 @@ def test_the_teacher_is_not_in_memory_while_a_student_learns(tmp_path: Path, mon
     assert held == [1, 0]
 
 
+def test_an_imported_cache_is_as_whole_as_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the words of its mark, in which folders of the other machine may stand."""
+    recipe = recipe_of(tmp_path, epochs=1)
+    assert cli.main(["cache", recipe, f"--{WHOLE}", "--output", "out"]) == cli.OK
+    (mark,) = Path("kept").glob("whole-*.json")
+    Path("kept/whole-0123.json").write_text("half")
+    cache_exchange.export_cache("kept", "set")
+    assert str(tmp_path) not in Path("set/cache.json").read_text(encoding="utf-8")
+    cache_exchange.import_cache("set", "back")
+    shutil.rmtree("kept")
+    assert [file.name for file in Path("back").glob("whole-*.json")] == [mark.name]
+    capsys.readouterr()
+    run(recipe, "run", "--teacher.cache={path: back, dtype: float32}")
+    assert "without the teacher in memory: all its targets are in back" in said(capsys)
+
+
 def test_views_repeat(tmp_path: Path, asked: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     """Two epochs of changes in four epochs: the third learns from those of the first."""
     recipe = recipe_of(tmp_path, epochs=4, data={"augment": ["random_crop", "horizontal_flip"]})
