@@ -42,6 +42,8 @@ Facts = dict[str, Any]
 PAPERS_EPOCHS = 240
 """What "20 epochs of warm-up" is a part of in the papers, which train on CIFAR-100 for so long."""
 PLAIN = "kd"
+BASE, START = "base", "start"
+"""The folders of the recipe's own run, and of the same with the teacher that it has made."""
 
 
 def stage(folder: Path, name: str, seed: int) -> Facts:
@@ -116,7 +118,7 @@ def method_numbers(
     else:
         tried = {key: validation(each, output / name / key, output) for key, each in candidates(given).items()}
         metric = main_metric(
-            json.loads((output / "base" / "report.json").read_text())["problem_type"], next(iter(tried.values()))
+            json.loads((output / BASE / "report.json").read_text())["problem_type"], next(iter(tried.values()))
         )
         chosen = max(tried, key=lambda key: metric.sign * tried[key][metric.key])
         final = candidates(given)[chosen]
@@ -143,9 +145,16 @@ def main(arguments: list[str]) -> None:
     loaded = load_recipe(options.recipe, overrides)
     base = dataclasses.replace(loaded, seeds=[loaded.seeds[0] + number for number in range(options.seeds)])
     reporter = Reporter()
-    run_recipe(base, options.output / "base", reporter)
-    own = base.teacher.finetune is not None
-    teacher = TeacherSection(model=str(options.output / "base" / TEACHER)) if own else base.teacher
+    run_recipe(base, options.output / BASE, reporter)
+    teacher, first = base.teacher, BASE
+    if base.teacher.finetune is not None:
+        teacher = TeacherSection(model=str(options.output / BASE / TEACHER))
+    if base.teacher.finetune is not None and base.student.from_teacher is not None:
+        # The methods' students begin with layers of the finished teacher, and so has their control to.
+        first = START
+        begun = dataclasses.replace(base, teacher=teacher)
+        share_teacher(begun, options.output, options.output / START, "tested")
+        run_recipe(begun, options.output / START, reporter)
     results: dict[str, Facts] = {}
     for name in options.method:
         reporter.say(name, style="bold")
@@ -155,15 +164,15 @@ def main(arguments: list[str]) -> None:
             results[name] = {"refused": str(error)}
             reporter.say(f"  {error}")
         write_json(options.output / "methods.json", results)
-    print(table(base, options.output, results))
+    print(table(base, options.output, results, first))
 
 
-def table(base: Recipe, output: Path, results: dict[str, Facts]) -> str:
-    """The results in Markdown, best first; `results` gets the numbers too."""
-    report = json.loads((output / "base" / "report.json").read_text(encoding="utf-8"))
-    controls = [stage(output / "base", CONTROL, seed)["metrics"] for seed in base.seeds]
+def table(base: Recipe, output: Path, results: dict[str, Facts], first: str) -> str:
+    """The results in Markdown, best first; `results` gets the numbers too. `first` is the run with the control."""
+    report = json.loads((output / BASE / "report.json").read_text(encoding="utf-8"))
+    controls = [stage(output / first, CONTROL, seed)["metrics"] for seed in base.seeds]
     metric = main_metric(report["problem_type"], controls[0])
-    everyone = {"(the recipe's own)": {"folder": str(output / "base"), "chosen": "–"}, **results}
+    everyone = {"(the recipe's own)": {"folder": str(output / first), "chosen": "–"}, **results}
     metrics = {
         name: [stage(Path(found["folder"]), STUDENT, seed)["metrics"] for seed in base.seeds]
         for name, found in everyone.items()
