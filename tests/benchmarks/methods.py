@@ -105,11 +105,12 @@ def method_numbers(
     base: Recipe, name: str, output: Path, teacher: TeacherSection, overrides: dict[str, str], recipe: str
 ) -> Facts:
     """A method's students: the better of its settings on validation, tested over all seeds."""
-    loaded = load_recipe(recipe, {}, name)
-    beside = bool(loaded.teacher.beside)
-    # A teacher that learns beside the student is the method's own, and not what the overrides are about.
-    kept = {key: value for key, value in overrides.items() if not (beside and key.startswith("teacher."))}
+    # Where a teacher that learns beside the student is the method's own, it is not what the overrides are about.
+    kept = {key: value for key, value in overrides.items() if not key.startswith("teacher.")}
     loaded = load_recipe(recipe, kept, name)
+    beside = bool(loaded.teacher.beside)
+    if not beside:
+        loaded = load_recipe(recipe, overrides, name)
     own = loaded.teacher if beside else teacher
     given = dataclasses.replace(loaded, teacher=own, seeds=base.seeds, control=False)
     if given.assistants:
