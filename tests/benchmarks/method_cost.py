@@ -115,6 +115,8 @@ def main(words: list[str]) -> None:
                 ready[name] = SteppedTraining(trainer_of(recipe, run, own[1], folder, steps))
             except HfDistillError as error:
                 refused[name] = str(error)
+        if PLAIN in refused:
+            raise SystemExit(f"{PLAIN}, which all are held against, does not fit: {refused[PLAIN]}")
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
         names = list(ready)
         for turn in range(-WARM_UP, steps - WARM_UP):
