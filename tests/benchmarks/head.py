@@ -120,7 +120,9 @@ def excess_elsewhere(workload: Workload, name: str, threads: int) -> dict[str, A
 
 def measured(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
-    columns = timed(workload, options.columns, options.repetitions, options.patience)
+    columns: dict[str, Any] = {name: {} for name in available(options.columns)}
+    if options.repetitions:
+        columns = timed(workload, options.columns, options.repetitions, options.patience)
     if not options.no_memory:
         for name in columns.keys() - {FLOOR}:
             columns[name] |= excess_elsewhere(workload, name, options.threads)
@@ -134,9 +136,10 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     lines = [f"| {' | '.join(['workload', 'floor, ms', *names])} |", "|" + "---|" * (len(names) + 2)]
     for row in rows:
         clock = "processor" if row["workload"]["device"] == "cpu" else "wall"
-        floor = 1000 * statistics.median(row["columns"][FLOOR][f"{clock}_seconds"])
+        seconds = row["columns"][FLOOR].get(f"{clock}_seconds")
+        floor = "–" if seconds is None else f"{1000 * statistics.median(seconds):.0f}"
         cells = [cell(row["columns"][name], clock) for name in names]
-        lines.append(f"| {row['name']} | {floor:.0f} | {' | '.join(cells)} |")
+        lines.append(f"| {row['name']} | {floor} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,10 +147,13 @@ def cell(column: dict[str, Any], clock: str) -> str:
     """The ratio with its range, and the memory in MiB."""
     if "not_available" in column:
         return f"n/a: {column['not_available']}"
+    memory = column.get("excess_bytes")
+    said = "" if memory is None else f"{memory / MIB:,.0f} MiB"
+    if "runs" not in column:
+        return said
     ratio = column[f"{clock}_ratio"]
     span = f"({ratio['min']:.2f}–{ratio['max']:.2f})" if column["runs"] > 1 else "(one run)"
-    memory = column.get("excess_bytes")
-    return f"{ratio['median']:.2f} {span}" + ("" if memory is None else f"; {memory / MIB:,.0f} MiB")
+    return f"{ratio['median']:.2f} {span}" + (f"; {said}" if said else "")
 
 
 def surroundings() -> dict[str, Any]:
@@ -167,7 +173,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that all works")
-    parser.add_argument("--repetitions", type=int, default=5, help="repetitions of each column (5)")
+    parser.add_argument("--repetitions", type=int, default=5, help="repetitions of each column (5); 0: memory only")
     parser.add_argument("--rows", type=int, default=1024, help="rows of hidden states (1024)")
     parser.add_argument("--classes", type=int, nargs="+", default=[32000, 151936, 262144])
     parser.add_argument("--widths", type=int, nargs="+", default=[640, 1024])
