@@ -50,14 +50,14 @@ class DeprecationMessages(logging.Handler):
 
 
 @pytest.fixture(autouse=True)
-def no_deprecated_calls() -> Iterator[None]:
-    """Fail a test during which Transformers logs that something is deprecated."""
+def no_deprecated_calls() -> Iterator[list[str]]:
+    """Fail a test during which Transformers logs that something is deprecated; a test may take such words back."""
     handler = DeprecationMessages()
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
     if "transformers.utils.logging" in sys.modules:
         # Else only the first test of a process that meets a message would fail.
         sys.modules["transformers.utils.logging"].warning_once.cache_clear()
-    yield
+    yield handler.messages
     logger.removeHandler(handler)
     assert not handler.messages, "Transformers calls this deprecated: " + "; ".join(handler.messages)

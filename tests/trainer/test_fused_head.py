@@ -263,6 +263,22 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str, tmp_
         by_sgd.arguments(tmp_path, **options)
 
 
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("liger_kernel", "triton")), reason="no Liger kernels here"
+)
+@pytest.mark.parametrize("asked", [False, True])
+def test_beside_liger_kernels_in_the_body(asked: bool, tmp_path: Path, no_deprecated_calls: list[str]) -> None:
+    """Liger's own fused head stays out of it: no labels reach the model. Its other kernels need a GPU."""
+    kernels = {"fused_linear_cross_entropy": True, "rope": False, "rms_norm": False, "swiglu": False}
+    given: dict[str, Any] = {"use_liger_kernel": True, "liger_kernel_config": kernels}
+    plain = trained("llama", tmp_path, fused_head=asked)
+    trainer = trainer_of("llama", tmp_path, fused_head=asked, **given)
+    trainer.train()
+    assert "liger" in trainer.model.forward.__module__
+    assert_same(plain, by_sgd.seen_in(trainer))
+    no_deprecated_calls.clear()  # Liger's own
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # inductor's own imports, torch 2.13
 def test_compiled_sweeps_train_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
