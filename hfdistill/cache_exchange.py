@@ -35,10 +35,10 @@ from hfdistill.hub import explained
 
 DATA, README = "data", "README.md"
 ROWS = "rows"
+"""The key in an exported cache.json that tells the rows of each shard."""
 MARKS, MARK = "marks", re.compile(r"whole-[0-9a-f]+\.json")
 """The words of recipes that all of their data's targets are here: how many views, rows and examples."""
 COUNTS = ("views", "rows", "examples")
-"""The key in an exported cache.json that tells the rows of each shard."""
 DATASET = "dataset"
 
 Bar = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -77,7 +77,7 @@ def export_cache(path: str | Path, folder: str | Path, bar: Bar | None = None) -
         )
     facts = CardFacts(target.name, sum(rows.values()), _bytes(target / DATA, rows))
     write_text(target / README, cache_card(manifest, facts))
-    write_json(target / FILE, _told(manifest, rows, _marks(Path(path))))
+    write_json(target / FILE, _told(manifest, rows, Path(path)))
     return Exchanged(str(target), len(rows) + 2, facts.examples, facts.size)
 
 
@@ -157,7 +157,7 @@ def push_cache(
         facts = CardFacts(name, sum(rows.values()), size)
         texts = {
             README: cache_card(manifest, facts),
-            FILE: json.dumps(_told(manifest, rows, _marks(Path(path))), indent=2) + "\n",
+            FILE: json.dumps(_told(manifest, rows, Path(path)), indent=2) + "\n",
         }
         operations += [CommitOperationAdd(file, text.encode()) for file, text in texts.items()]
         there = api.list_repo_files(name, revision=revision, repo_type=DATASET)
@@ -234,12 +234,12 @@ def _told_marks(folder: Path) -> dict[str, dict[str, int]]:
     return {name: {key: int(counts[key]) for key in COUNTS} for name, counts in told.items() if MARK.fullmatch(name)}
 
 
-def _told(manifest: Manifest, rows: Mapping[str, int], marks: Mapping[str, Any]) -> dict[str, Any]:
+def _told(manifest: Manifest, rows: Mapping[str, int], cache: Path) -> dict[str, Any]:
     """The manifest for others: with each shard's rows and the marks, without the names of folders on this machine."""
     teacher = manifest.teacher
     config = {key: value for key, value in (teacher.config or {}).items() if key != "_name_or_path"}
     known = replace(teacher, name=hub_id(teacher.name), config=config if teacher.config is not None else None)
-    return replace(manifest, teacher=known).to_dict() | {ROWS: dict(rows), MARKS: dict(marks)}
+    return replace(manifest, teacher=known).to_dict() | {ROWS: dict(rows), MARKS: _marks(cache)}
 
 
 def _downloaded(repo_id: str, revision: str | None, token: str | None) -> Path:

@@ -28,41 +28,37 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def gathered(module: nn.Module, *, changes: bool = False) -> Iterator[None]:
     """Have parameters that ZeRO-3 has partitioned whole within the block; with `changes` the first process's stay."""
-    pieces = partitioned(module)
+    with _gathering(partitioned(module), modifier_rank=0 if changes else None):
+        yield
+
+
+@contextmanager
+def _gathering(pieces: Sequence[torch.Tensor], modifier_rank: int | None = None) -> Iterator[None]:
     if not pieces:
         yield
         return
     from deepspeed.runtime.zero import GatheredParameters
 
-    with GatheredParameters(pieces, modifier_rank=0 if changes else None):
+    with GatheredParameters(pieces, modifier_rank=modifier_rank):
         yield
 
 
 def partitioned(module: nn.Module) -> Sequence[nn.Parameter]:
     """The parameters of a module that ZeRO-3 has partitioned; a forward outside of its engine fails on them."""
-    return [parameter for parameter in module.parameters() if _is_partitioned(parameter)]
-
-
-def _is_partitioned(tensor: torch.Tensor) -> bool:
     if not integration.is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
-        return False
+        return []
     from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
-    return bool(is_zero_param(tensor))
+    return [parameter for parameter in module.parameters() if is_zero_param(parameter)]
 
 
 def whole_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """A module's parameters and buffers by name, in the order of names, one after the other whole."""
+    pieces = {id(parameter) for parameter in partitioned(module)}
     for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        if not _is_partitioned(tensor):
-            yield name, whole(tensor.detach())
-            continue
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([tensor]):
-            yield name, tensor.detach()
+        if isinstance(tensor, torch.Tensor):
+            with _gathering([tensor] if id(tensor) in pieces else []):
+                yield name, whole(tensor.detach())
 
 
 def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from hfdistill.losses._checks import widened
 from hfdistill.losses._fused_blocks import Kind, NoScratch, RowBlock, Student, Teacher, TopKBlock
@@ -43,24 +43,19 @@ def swept(
 @functools.cache
 def compiled_sweep() -> Sweep:
     """`swept`, compiled when it is first called; as it is where there is no compiler, which is said once."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # large, and asked for by few
+
     # One graph, so that what fails does so before anything has been written.
     compiled: Sweep = torch.compile(swept, fullgraph=True)
     failed: list[str] = []
 
-    def run(
-        student: Student,
-        logits: Tensor,
-        rows: RowBlock,
-        kind: Kind | None,
-        teacher: Teacher | None,
-        targets: Tensor | TopKBlock | None,
-    ) -> Values:
+    def run(*arguments: Any) -> Values:
         if not failed:
             try:
-                return compiled(student, logits, rows, kind, teacher, targets)
+                return compiled(*arguments)
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 failed.append(str(error))
                 logger.warning("The fused head is not compiled from here on: %s", failed[0].strip().splitlines()[0])
-        return swept(student, logits, rows, kind, teacher, targets)
+        return swept(*arguments)
 
     return run

@@ -27,6 +27,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is imported; --thre
 import torch
 from head_columns import BETAS, COLUMNS, FLOOR, Inputs, Run, Workload, available, missing
 
+from hfdistill._atomic import write_json
 from hfdistill.measure import machine
 
 HERE = Path(__file__).parent
@@ -219,13 +220,6 @@ def opened(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     return report
 
 
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Write it whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def main(words: list[str]) -> None:
     """Measure, print and write."""
     options = parsed(words)
@@ -240,7 +234,7 @@ def main(words: list[str]) -> None:
                 began = time.perf_counter()
                 report["rows"].append(measured(workload, options))
                 report["seconds"] = round(report["seconds"] + time.perf_counter() - began, 1)
-                write(options.json, report)
+                write_json(options.json, report)
     found = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     print(f"\n{report['command']}    ({report['seconds']:.0f} s, {options.repetitions} repetitions)")

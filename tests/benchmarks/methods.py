@@ -150,12 +150,12 @@ def main(arguments: list[str]) -> None:
     teacher, first = base.teacher, BASE
     if base.teacher.finetune is not None:
         teacher = TeacherSection(model=str(options.output / BASE / TEACHER))
-    if base.teacher.finetune is not None and base.student.from_teacher is not None:
-        # The methods' students begin with layers of the finished teacher, and so has their control to.
-        first = START
-        begun = dataclasses.replace(base, teacher=teacher)
-        share_teacher(begun, options.output, options.output / START, "tested")
-        run_recipe(begun, options.output / START, reporter)
+        if base.student.from_teacher is not None:
+            # The methods' students begin with layers of the finished teacher, and so has their control to.
+            first = START
+            begun = dataclasses.replace(base, teacher=teacher)
+            share_teacher(begun, options.output, options.output / START, "tested")
+            run_recipe(begun, options.output / START, reporter)
     results: dict[str, Facts] = {}
     for name in options.method:
         reporter.say(name, style="bold")
